@@ -1,0 +1,1 @@
+"""spiketrain: high-performance spiking neural networks by back-propagation."""

@@ -1,0 +1,25 @@
+"""What a user did wrong, said in one line.
+
+Everything that a user can name wrongly (a flag, a file, a model, a label) ends in a `UserError`. The command line prints
+its message and leaves with status 2; from Python it is an ordinary exception. A message names the thing and says what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's, with a message of one line that names it and says what to do."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for an unknown name: it lists the known ones and the nearest match.
+
+    >>> str(unknown("neuron", "lf", ["if", "lif", "plif"]))
+    "unknown neuron 'lf': did you mean 'lif'? Known: if, lif, plif"
+    """
+    names = sorted(known)
+    lowered = {n.lower(): n for n in names}
+    near = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
+    hint = f" did you mean {lowered[near[0]]!r}?" if near else ""
+    return UserError(f"unknown {kind} {name!r}:{hint} Known: {', '.join(names)}")

@@ -1,0 +1,222 @@
+"""The equations: surrogate slopes, and one step and one scan of the leaky family. Plain torch, nothing fast.
+
+Everything fast (`spiketrain.kernels`) is a twin of a function here and is held to it by a test.
+
+The recurrence (IF, LIF and PLIF are the same one with other coefficients; time is axis 0):
+
+    u[t] = decay·v[t−1] + gain·x[t]                  potential before the reset
+    s[t] = H(u[t] − threshold)                       spike; H(0) = 1, or 0 where `Rule.strict`
+    v[t] = u[t]·(1 − s[t])          reset="hard"     potential after the reset, to zero
+    v[t] = u[t] − threshold·s[t]    reset="soft"     or by subtraction
+
+In the backward pass the derivative of H is replaced by a surrogate slope g(u − threshold, alpha). With `Rule.detach` the
+spike inside the reset is a constant, so no gradient passes through the reset. The state is float32 (float64 where the
+input is) whatever the input's dtype: in bfloat16 about one spike in a hundred would change.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spiketrain.errors import UserError, unknown
+
+Coefficient = float | Tensor
+"""A number, a tensor of no axes, or one value a channel `[C]` (channels are axis 1 of a step `[B,C,...]`)."""
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A stand-in for the derivative of the Heaviside step.
+
+    `slope(x, alpha)` is g(x), x = u − threshold. `alpha` is the steepness used where none is given. `alpha_slope(x, alpha)`
+    is the derivative by alpha of the primitive of g; where it is None, alpha cannot be learned.
+    """
+
+    name: str
+    formula: str
+    alpha: float
+    slope: Callable[[Tensor, Coefficient], Tensor]
+    alpha_slope: Callable[[Tensor, Coefficient], Tensor] | None = None
+
+
+def _atan(x: Tensor, alpha: Coefficient) -> Tensor:
+    return alpha / 2 / (1 + (math.pi / 2 * alpha * x) ** 2)
+
+
+def _atan_alpha(x: Tensor, alpha: Coefficient) -> Tensor:
+    return x / 2 / (1 + (math.pi / 2 * alpha * x) ** 2)
+
+
+def _qgate(x: Tensor, alpha: Coefficient) -> Tensor:
+    return (alpha - alpha * alpha * x.abs()).clamp(min=0)
+
+
+def _gate(x: Tensor, alpha: Coefficient) -> Tensor:
+    return (x.abs() * alpha < 1).to(x.dtype)
+
+
+def _sigmoid(x: Tensor, alpha: Coefficient) -> Tensor:
+    y = torch.sigmoid(alpha * x)
+    return alpha * y * (1 - y)
+
+
+def _sigmoid_alpha(x: Tensor, alpha: Coefficient) -> Tensor:
+    y = torch.sigmoid(alpha * x)
+    return x * y * (1 - y)
+
+
+def _straight_through(x: Tensor, alpha: Coefficient) -> Tensor:
+    return alpha * torch.ones_like(x)
+
+
+def _relu(x: Tensor, alpha: Coefficient) -> Tensor:
+    return alpha * (x > 0).to(x.dtype)
+
+
+def _relu_alpha(x: Tensor, alpha: Coefficient) -> Tensor:
+    return x.clamp(min=0)
+
+
+def _triangle(x: Tensor, alpha: Coefficient) -> Tensor:
+    return (1 - alpha * x.abs()).clamp(min=0)
+
+
+def _rectangle(x: Tensor, alpha: Coefficient) -> Tensor:
+    return alpha * (2 * alpha * x.abs() < 1).to(x.dtype)
+
+
+def _superspike(x: Tensor, alpha: Coefficient) -> Tensor:
+    return 1 / (1 + alpha * x.abs()) ** 2
+
+
+SURROGATES: dict[str, Surrogate] = {
+    s.name: s
+    for s in (
+        # arctan: Fang et al. 2021 (PLIF); the primitive is arctan(π/2·α·x)/π + 1/2
+        Surrogate("atan", "α/2 / (1 + (π/2·α·x)²)", 2.0, _atan, _atan_alpha),
+        # quadratic gate: a triangle of area 1; the primitive is a quadratic S-curve
+        Surrogate("qgate", "max(0, α − α²·|x|)", 2.0, _qgate),
+        Surrogate("gate", "1 where |x| < 1/α, else 0", 2.0, _gate),
+        # the derivative of a logistic function: Zenke & Ganguli 2018, supplement
+        Surrogate("sigmoid", "α·σ(αx)·(1 − σ(αx))", 2.0, _sigmoid, _sigmoid_alpha),
+        # Bengio, Léonard & Courville 2013
+        Surrogate("straight_through", "α", 1.0, _straight_through),
+        Surrogate("relu", "α where x > 0, else 0", 2.0, _relu, _relu_alpha),
+        # Bellec et al. 2018, without their factor 0.3
+        Surrogate("triangle", "max(0, 1 − α·|x|)", 1.0, _triangle),
+        # Wu et al. 2018 (STBP): height α, width 1/α, area 1
+        Surrogate("rectangle", "α where |x| < 1/(2α), else 0", 1.0, _rectangle),
+        # fast sigmoid, as SuperSpike uses it: Zenke & Ganguli 2018
+        Surrogate("superspike", "1 / (1 + α·|x|)²", 10.0, _superspike),
+    )
+}
+
+
+def surrogate(name: str) -> Surrogate:
+    """The surrogate of that name; `UserError` with the known ones if there is none."""
+    if name not in SURROGATES:
+        raise unknown("surrogate", name, SURROGATES)
+    return SURROGATES[name]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a neuron does that is no number: its surrogate, its reset, and what happens at u = threshold exactly.
+
+    `strict` fires at u > threshold, else at u ≥ threshold. Hashable, so that a compiled kernel can be kept by it.
+    """
+
+    surrogate: str = "atan"
+    reset: Literal["hard", "soft"] = "hard"
+    detach: bool = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        surrogate(self.surrogate)
+        if self.reset not in ("hard", "soft"):
+            raise UserError(f"reset must be 'hard' or 'soft', not {self.reset!r}")
+
+
+def heaviside(x: Tensor, strict: bool) -> Tensor:
+    """H(x): 1 where x ≥ 0 (x > 0 where `strict`), else 0, in x's dtype."""
+    return (x > 0 if strict else x >= 0).to(x.dtype)
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Coefficient, rule: Rule) -> Tensor:
+        ctx.save_for_backward(x, alpha if isinstance(alpha, Tensor) else None)
+        ctx.alpha, ctx.rule = (None if isinstance(alpha, Tensor) else alpha), rule
+        return heaviside(x, rule.strict)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, alpha = ctx.saved_tensors
+        alpha = ctx.alpha if alpha is None else alpha
+        g = surrogate(ctx.rule.surrogate)
+        grad_alpha = None
+        if ctx.needs_input_grad[1] and g.alpha_slope is not None:
+            grad_alpha = (grads[0] * g.alpha_slope(x, alpha)).sum_to_size(alpha.shape)
+        return grads[0] * g.slope(x, alpha), grad_alpha, None
+
+
+def spike(x: Tensor, alpha: Coefficient = 2.0, rule: Rule | None = None) -> Tensor:
+    """H(x) with the surrogate slope as its derivative.
+
+    x: u − threshold, any shape. Returns 0 and 1 of x's dtype. Gradients: by x, g(x, alpha); by alpha (a tensor), the
+    derivative of g's primitive, where the surrogate has one.
+    """
+    out: Tensor = _Spike.apply(x, alpha, rule or Rule())
+    return out
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in the dtype in which potentials are kept: float32 for half precision, else its own."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def per_channel(c: Coefficient, x: Tensor) -> Coefficient:
+    """A coefficient `[C]` shaped to broadcast over one step x `[B,C,...]`; a number as it is.
+
+    Raises `UserError` where the number of values is not the number of channels.
+    """
+    if not isinstance(c, Tensor) or c.dim() == 0:
+        return c
+    if c.dim() != 1 or x.dim() < 2 or c.shape[0] != x.shape[1]:
+        raise UserError(f"a coefficient of shape {tuple(c.shape)} does not fit a step of shape {tuple(x.shape)}: [C] for [B,C,...]")
+    return c.view(-1, *(1,) * (x.dim() - 2))
+
+
+def step(
+    x: Tensor, v: Tensor | None, decay: Coefficient, gain: Coefficient, threshold: Coefficient, alpha: Coefficient, rule: Rule
+) -> tuple[Tensor, Tensor]:
+    """One step of the recurrence above.
+
+    x: input current of one step `[B,C,...]`; v: potential after the last step, None at rest (zero). Returns the spikes, in
+    x's dtype, and the new potential.
+    """
+    decay, gain, threshold, alpha = (per_channel(c, x) for c in (decay, gain, threshold, alpha))
+    current = gain * widen(x)
+    u = current if v is None else decay * v + current
+    s = spike(u - threshold, alpha, rule)
+    r = s.detach() if rule.detach else s
+    v = u * (1 - r) if rule.reset == "hard" else u - threshold * r
+    return s.to(x.dtype), v
+
+
+def scan(
+    x: Tensor, v: Tensor | None, decay: Coefficient, gain: Coefficient, threshold: Coefficient, alpha: Coefficient, rule: Rule
+) -> tuple[Tensor, Tensor]:
+    """`step` over a whole sequence x `[T,B,C,...]`, T ≥ 1. Returns spikes `[T,...]` and the potential after the last step."""
+    if x.dim() < 1 or x.shape[0] == 0:
+        raise UserError(f"a sequence needs at least one time step on axis 0, not the shape {tuple(x.shape)}")
+    spikes = []
+    for x_t in x.unbind(0):
+        s, v = step(x_t, v, decay, gain, threshold, alpha, rule)
+        spikes.append(s)
+    assert v is not None
+    return torch.stack(spikes), v

@@ -1,0 +1,165 @@
+"""What stands between neurons: linear layers per step, norms over time, pooling, readouts, encoders.
+
+Everything here takes and returns `[T,B,...]`, time on axis 0. An input that is the same at every step has a stride of 0
+along time (`Tensor.expand`): linear layers and norms then work on one step, and time starts at the first neuron.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spiketrain.errors import UserError, unknown
+from spiketrain.neurons import Neuron, Spec
+
+NORMS = ("time", "step")
+ENCODERS = ("direct", "rate", "ttfs", "phase")
+
+
+def same_at_every_step(x: Tensor) -> bool:
+    """True where x `[T,...]` is one step seen T times, as `Tensor.expand` makes it."""
+    return x.shape[0] > 1 and x.stride(0) == 0
+
+
+def fold(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A layer without memory applied to every step of x `[T,B,...]`: time is folded into the batch; a constant input is done once."""
+    if same_at_every_step(x):
+        y = layer(x[0])
+        return y.expand(x.shape[0], *y.shape)
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class BatchNorm(nn.Module):
+    """Batch norm of `[T,B,C,H,W]` over space, batch and, by `mode`, time.
+
+    - "time": one mean and variance a channel over (T,B,H,W), one update of the running statistics a call;
+    - "step": statistics of each step by itself and T updates a call, as a network that is looped over time does it. This
+      is what the older benchmark published; in evaluation both are the same.
+    """
+
+    def __init__(self, channels: int, mode: str = "time") -> None:
+        super().__init__()
+        if mode not in NORMS:
+            raise unknown("norm", mode, NORMS)
+        self.bn = nn.BatchNorm2d(channels)
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode == "time" or not self.training:
+            return fold(self.bn, x)
+        if same_at_every_step(x):  # T equal updates of the running statistics in one
+            y = self._normalise(x[0], 1 - (1 - self._momentum()) ** x.shape[0])
+            return y.expand(x.shape[0], *y.shape)
+        return torch.stack([self._normalise(x_t, self._momentum()) for x_t in x.unbind(0)])
+
+    def _momentum(self) -> float:
+        assert self.bn.momentum is not None
+        return self.bn.momentum
+
+    def _normalise(self, x: Tensor, momentum: float) -> Tensor:
+        bn = self.bn
+        return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """The 3×3 convolution, padding 1, no bias, that every network here is made of."""
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+class ConvBlock(nn.Module):
+    """conv 3×3 → batch norm → (max-pool) → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
+
+    pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none.
+    """
+
+    def __init__(self, inputs: int, outputs: int, neuron: Spec, norm: str = "time", pool: int = 1) -> None:
+        super().__init__()
+        self.conv = conv3x3(inputs, outputs)
+        self.pool = pool
+        self.norm = BatchNorm(outputs, norm)
+        self.neuron = neuron.make()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = fold(self.conv, x)
+        if self.pool > 1:  # before the norm, which then has a quarter of the work
+            x = fold(lambda y: F.max_pool2d(y, self.pool), x)
+        spikes: Tensor = self.neuron(self.norm(x))
+        return spikes
+
+
+class AvgPool(nn.Module):
+    """Mean over windows of `factor`² pixels, per step."""
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fold(lambda y: F.avg_pool2d(y, self.factor), x)
+
+
+class Dropout(nn.Module):
+    """Dropout with one mask for all steps: a unit that is off is off for the whole sequence."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.dropout(torch.ones_like(x[0]), self.p, self.training)
+
+
+class Dense(nn.Module):
+    """Linear layer and neuron: `[T,B,...]` flattened to `[T,B,N]` → `[T,B,M]`."""
+
+    def __init__(self, inputs: int, outputs: int, neuron: Spec) -> None:
+        super().__init__()
+        self.fc = nn.Linear(inputs, outputs)
+        self.neuron: Neuron = neuron.make()
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes: Tensor = self.neuron(fold(self.fc, x.flatten(2)))
+        return spikes
+
+
+class Readout(nn.Module):
+    """Mean over space where there is any, then a linear layer per step: `[T,B,C,H,W]` or `[T,B,C]` → logits `[T,B,K]`."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fold(self.fc, x.mean((3, 4)) if x.dim() == 5 else x)
+
+
+def encode(images: Tensor, steps: int, encoder: str = "direct") -> Tensor:
+    """Images `[B,C,H,W]` → `[T,B,C,H,W]`.
+
+    - "direct": the image at every step (a view, nothing is copied);
+    - "rate": 1 with probability x, independently at every step;
+    - "ttfs": time to first spike: a value in ((T−i−1)/T, (T−i)/T] gives 1/(i+1) at step i; zero never fires;
+    - "phase": the eight bits of ⌊256·x⌋ from the highest on, bit i weighing 2^−(i+1), repeated every eight steps.
+
+    All but "direct" take intensities x in 0…1.
+    """
+    if encoder == "direct":
+        return images.expand(steps, *images.shape)
+    if encoder == "rate":
+        return (torch.rand(steps, *images.shape, device=images.device) < images).to(images.dtype)
+    t = torch.arange(steps, device=images.device).view(-1, *(1,) * images.dim())
+    if encoder == "ttfs":
+        first = (steps - torch.ceil(images * steps)).long()
+        return ((first == t) & (images > 0)).to(images.dtype) / (t + 1)
+    if encoder == "phase":
+        level = (images * 256).long().clamp(0, 255)
+        return ((level >> (7 - t % 8)) & 1).to(images.dtype) * 0.5 ** (t % 8 + 1)
+    raise unknown("encoder", encoder, ENCODERS)
+
+
+def check_frames(x: Tensor, channels: int) -> None:
+    """`UserError` where x is not `[B,C,H,W]` or `[T,B,C,H,W]` with that many channels."""
+    if x.dim() not in (4, 5) or x.shape[-3] != channels:
+        wanted = f"[B,{channels},H,W] or [T,B,{channels},H,W]"
+        raise UserError(f"this network takes {wanted}, not a tensor of shape {tuple(x.shape)}")

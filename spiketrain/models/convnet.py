@@ -1,0 +1,78 @@
+"""Plain convolutional networks: stages of conv → norm → neuron with pooling between them."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from spiketrain.layers import AvgPool, ConvBlock, Dense, Dropout, Readout
+from spiketrain.models.network import Plan
+
+Stages = Sequence[tuple[int, int]]
+"""(channels, convolutions) of each stage."""
+
+
+def averaging(stages: Stages, plan: Plan) -> nn.Module:
+    """Stages with a mean over 2×2 pixels of the spikes between them (so what enters a stage has five levels)."""
+    layers: list[nn.Module] = []
+    inputs = plan.channels
+    for i, (channels, convolutions) in enumerate(stages):
+        if i:
+            layers.append(AvgPool(2))
+        for _ in range(convolutions):
+            layers.append(ConvBlock(inputs, plan.wide(channels), plan.neuron, plan.norm))
+            inputs = plan.wide(channels)
+    return nn.Sequential(*layers, Readout(inputs, plan.classes))
+
+
+def pooling(stages: Stages, plan: Plan) -> nn.Module:
+    """Stages that end in a 2×2 max-pooling of the currents before their last neuron: every layer but the first sees spikes."""
+    layers: list[nn.Module] = []
+    inputs = plan.channels
+    for i, (channels, convolutions) in enumerate(stages):
+        last = i == len(stages) - 1
+        for j in range(convolutions):
+            pool = 2 if j == convolutions - 1 and not last else 1
+            layers.append(ConvBlock(inputs, plan.wide(channels), plan.neuron, plan.norm, pool))
+            inputs = plan.wide(channels)
+    return nn.Sequential(*layers, Readout(inputs, plan.classes))
+
+
+def cifar_convnet(plan: Plan) -> nn.Module:
+    """The older benchmark's: 256-256 | 256-256 | 512-512 | 1024-1024, mean-pooled between; 19.5 M parameters for 3×32×32."""
+    return averaging([(256, 2), (256, 2), (512, 2), (1024, 2)], plan)
+
+
+def dvs_convnet(plan: Plan) -> nn.Module:
+    """The older benchmark's for 2×48×48 frames: 128-128 | 256 | 256-256 | 512 | 512-512; 7.53 M parameters."""
+    return averaging([(128, 2), (256, 1), (256, 2), (512, 1), (512, 2)], plan)
+
+
+def dvs_convnet7(plan: Plan) -> nn.Module:
+    """`dvs_convnet` with one convolution in its last stage: the network that the older benchmark's table was made with."""
+    return averaging([(128, 2), (256, 1), (256, 2), (512, 1), (512, 1)], plan)
+
+
+def digits_convnet(plan: Plan) -> nn.Module:
+    """32-32 | 64, pooled once: for 8×8 images."""
+    return pooling([(32, 2), (64, 1)], plan)
+
+
+def small_convnet(plan: Plan) -> nn.Module:
+    """32-64 | 128-128 | 256-256 with max-pooled currents: for 32×32 images on a laptop."""
+    return pooling([(32, 1), (64, 1), (128, 2), (256, 1)], plan)
+
+
+def mnist_convnet(plan: Plan) -> nn.Module:
+    """The older benchmark's for 1×28×28: 128 | 128, a node after each mean-pooling too, dropout, 2048 hidden units."""
+    wide, spec = plan.wide(128), plan.neuron
+    return nn.Sequential(
+        ConvBlock(plan.channels, wide, spec, plan.norm),
+        AvgPool(2),
+        ConvBlock(wide, wide, spec, plan.norm),
+        AvgPool(2),
+        spec.make(),
+        Dropout(0.5),
+        Dense(wide * 7 * 7, plan.wide(2048), spec),
+        Dropout(0.5),
+        Readout(plan.wide(2048), plan.classes),
+    )

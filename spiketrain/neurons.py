@@ -1,0 +1,191 @@
+"""Neurons: from parameters to the coefficients of the one recurrence in `spiketrain.functional`.
+
+A neuron holds no state. Called on a sequence `[T,...]` it starts from rest and is a pure function of it; `step` and `scan`
+take and return the state for whoever needs time in pieces.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from spiketrain import functional, kernels
+from spiketrain.errors import UserError, unknown
+from spiketrain.functional import Coefficient, Rule
+
+
+class Neuron(nn.Module, ABC):
+    """What stands behind a linear layer and is applied along time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input currents `[T,B,C,...]` → spikes `[T,B,C,...]`, from rest; a pure function."""
+        return self.scan(x)[0]
+
+    @abstractmethod
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """One step: input `[B,C,...]` and the state after the last step (None: rest) → spikes and the new state."""
+
+    @abstractmethod
+    def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """A sequence `[T,B,C,...]` from a state (None: rest) → spikes and the state after it."""
+
+
+class Leaky(Neuron, ABC):
+    """The family of one recurrence; a subclass says what `decay` and `gain` are.
+
+        u[t] = decay·v[t−1] + gain·x[t],  s[t] = H(u[t] − threshold),  v[t] = u[t]·(1 − s[t]) or u[t] − threshold·s[t]
+
+    Args:
+        threshold: potential at which the neuron fires, in the units of the input current; a number, or `[C]`.
+        surrogate, alpha: name of the surrogate slope (`functional.SURROGATES`) and its steepness (None: its own default).
+        reset: "hard" (to zero) or "soft" (by subtraction of the threshold).
+        detach: no gradient passes through the reset.
+        strict: fire at u > threshold; else at u ≥ threshold.
+        learn_threshold, learn_alpha: make them parameters that are trained (alpha where the surrogate allows it).
+        kernel: which implementation computes the scan: `kernels.KERNELS`.
+
+    Threshold and alpha are always parameters, frozen unless learned, so that they are in the weights that are saved.
+    """
+
+    threshold: nn.Parameter
+    alpha: nn.Parameter
+
+    def __init__(
+        self,
+        *,
+        threshold: Coefficient = 1.0,
+        surrogate: str = "atan",
+        alpha: float | None = None,
+        reset: Literal["hard", "soft"] = "hard",
+        detach: bool = True,
+        strict: bool = False,
+        learn_threshold: bool = False,
+        learn_alpha: bool = False,
+        kernel: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.rule = Rule(surrogate, reset, detach, strict)
+        slope = functional.surrogate(surrogate)
+        if learn_alpha and slope.alpha_slope is None:
+            raise UserError(f"surrogate {surrogate!r} has no gradient by alpha: set learn_alpha off or take atan, sigmoid or relu")
+        if kernel not in kernels.KERNELS:
+            raise unknown("kernel", kernel, kernels.KERNELS)
+        self.kernel = kernel
+        self.threshold = nn.Parameter(_as_tensor(threshold), requires_grad=learn_threshold)
+        self.alpha = nn.Parameter(_as_tensor(slope.alpha if alpha is None else alpha), requires_grad=learn_alpha)
+
+    @abstractmethod
+    def coefficients(self) -> tuple[Coefficient, Coefficient]:
+        """`(decay, gain)`: the share of the potential kept per step, and the factor on the input."""
+
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return functional.step(x, state, *self.coefficients(), self.threshold, self.alpha, self.rule)
+
+    def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not x.is_floating_point():
+            raise UserError(f"a neuron takes floating-point currents, not {x.dtype}: call .float() on the input")
+        return kernels.scan(x, state, *self.coefficients(), self.threshold, self.alpha, self.rule, self.kernel)
+
+    def extra_repr(self) -> str:
+        r = self.rule
+        return f"surrogate={r.surrogate!r}, reset={r.reset!r}, detach={r.detach}, strict={r.strict}, kernel={self.kernel!r}"
+
+
+class IF(Leaky):
+    """Integrate and fire: u = v + x. Arguments as `Leaky`."""
+
+    def coefficients(self) -> tuple[Coefficient, Coefficient]:
+        return 1.0, 1.0
+
+
+class LIF(Leaky):
+    """Leaky integrate and fire: u = (1 − 1/tau)·v + x/tau.
+
+    tau: time constant in steps, ≥ 1; a number, or `[C]` for one a channel. Other arguments as `Leaky`. Source of the
+    discrete form: Fang et al. 2021; see docs/from-other-libraries.md for what others call LIF.
+    """
+
+    def __init__(self, tau: Coefficient = 2.0, **leaky: Any) -> None:
+        super().__init__(**leaky)
+        _check_tau(tau, at_least=1.0)
+        self.tau = tau if isinstance(tau, Tensor) else float(tau)
+
+    def coefficients(self) -> tuple[Coefficient, Coefficient]:
+        tau = self.tau.to(self.threshold.device) if isinstance(self.tau, Tensor) else self.tau
+        return 1 - 1 / tau, 1 / tau
+
+
+class PLIF(Leaky):
+    """Parametric LIF: LIF whose 1/tau = sigmoid(w) is learned, w₀ = −ln(tau − 1) (Fang et al. 2021).
+
+    tau: time constant in steps at the start, > 1; a number (one w a layer), or `[C]`. Other arguments as `Leaky`.
+    """
+
+    def __init__(self, tau: Coefficient = 2.0, **leaky: Any) -> None:
+        super().__init__(**leaky)
+        _check_tau(tau, at_least=math.nextafter(1.0, 2.0))
+        self.w = nn.Parameter(-torch.log(_as_tensor(tau) - 1))
+
+    def coefficients(self) -> tuple[Coefficient, Coefficient]:
+        gain = torch.sigmoid(self.w)
+        return 1 - gain, gain
+
+
+class ReLU(Neuron):
+    """No neuron at all: max(0, x) at every step. The yardstick: the same network as an ANN. Takes no options."""
+
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, None]:
+        return torch.relu(x), None
+
+    def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, None]:
+        return torch.relu(x), None
+
+
+NEURONS: dict[str, type[Neuron]] = {"if": IF, "lif": LIF, "plif": PLIF, "relu": ReLU}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that describes a neuron, by name and numbers; `make()` builds one. Fields as in `Leaky` and `LIF`.
+
+    `tau` has no meaning for `if`, and nothing but the name has for `relu`.
+    """
+
+    name: str = "lif"
+    tau: float = 2.0
+    threshold: float = 1.0
+    surrogate: str = "atan"
+    alpha: float | None = None
+    reset: Literal["hard", "soft"] = "hard"
+    detach: bool = True
+    strict: bool = False
+    learn_threshold: bool = False
+    learn_alpha: bool = False
+    kernel: str = "auto"
+
+    def make(self) -> Neuron:
+        """A fresh neuron; `UserError` where the description is wrong."""
+        if self.name not in NEURONS:
+            raise unknown("neuron", self.name, NEURONS)
+        if self.name == "relu":
+            return ReLU()
+        leaky = {f: getattr(self, f) for f in _LEAKY_FIELDS}
+        if self.name == "if":
+            return IF(**leaky)
+        return (LIF if self.name == "lif" else PLIF)(tau=self.tau, **leaky)
+
+
+_LEAKY_FIELDS = ("threshold", "surrogate", "alpha", "reset", "detach", "strict", "learn_threshold", "learn_alpha", "kernel")
+
+
+def _as_tensor(value: Coefficient) -> Tensor:
+    return value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+
+
+def _check_tau(tau: Coefficient, at_least: float) -> None:
+    if bool((torch.as_tensor(tau) < at_least).any()):
+        bound = "at least 1 step" if at_least == 1.0 else "more than 1 step"
+        raise UserError(f"tau must be {bound}, not {tau}")
