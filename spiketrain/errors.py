@@ -8,12 +8,15 @@ import difflib
 from collections.abc import Iterable
 
 
+MOST_LISTED = 40
+
+
 class UserError(ValueError):
     """A mistake of the user's, with a message of one line that names it and says what to do."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for an unknown name: it lists the known ones and the nearest match.
+    """The error for an unknown name: it lists the known ones (of many, the nearest) and the nearest match.
 
     >>> str(unknown("neuron", "lf", ["if", "lif", "plif"]))
     "unknown neuron 'lf': did you mean 'lif'? Known: if, lif, plif"
@@ -22,4 +25,6 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     lowered = {n.lower(): n for n in names}
     near = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     hint = f" did you mean {lowered[near[0]]!r}?" if near else ""
+    if len(names) > MOST_LISTED:
+        names = [*difflib.get_close_matches(str(name), names, n=5, cutoff=0), f"… ({len(names)} in all)"]
     return UserError(f"unknown {kind} {name!r}:{hint} Known: {', '.join(names)}")

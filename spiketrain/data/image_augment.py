@@ -1,0 +1,155 @@
+"""Augmentation of image batches, on the device the batch is on: crop, flip, RandAugment, normalisation, erasing, mixing.
+
+A batch is uint8 `[B,C,H,W]`; what comes out is float32, channels-last, and normalised. Random numbers are drawn from the
+global generators of torch, numpy and random, which the training loop seeds before each batch.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+from spiketrain.errors import UserError
+
+
+def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
+    """Each image shifted by up to ±padding pixels over zeros, and mirrored with probability ½. `[B,C,H,W]`, one draw an image."""
+    b, _, h, w = images.shape
+    device = images.device
+    padded = F.pad(images, (padding,) * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, b, 1), device=device)
+    columns = torch.arange(w, device=device).expand(b, w)
+    if flip:
+        mirrored = torch.rand(b, 1, device=device) < 0.5
+        columns = torch.where(mirrored, w - 1 - columns, columns)
+    rows = top + torch.arange(h, device=device)
+    picked = padded[torch.arange(b, device=device)[:, None, None], :, rows[:, :, None], (left + columns)[:, None, :]]
+    return picked.permute(0, 3, 1, 2)  # the gather made it channels-last
+
+
+Operation = Callable[[Tensor, float], Tensor]
+"""A batch and a signed level in −1…1 → the batch."""
+
+
+def _affine(images: Tensor, x: float = 0.0, y: float = 0.0, shear_x: float = 0.0, shear_y: float = 0.0) -> Tensor:
+    shift, shear = [round(x * images.shape[-1]), round(y * images.shape[-2])], [math.degrees(math.atan(s)) for s in (shear_x, shear_y)]
+    return V.affine(images, 0.0, shift, 1.0, shear, fill=GREY[images.shape[1]])  # type: ignore[arg-type]
+
+
+def _solarize_add(images: Tensor, level: float) -> Tensor:
+    raised = (images.short() + int(abs(level) * 110)).clamp(max=255).to(images.dtype)
+    return torch.where(images < 128, raised, images)
+
+
+GREY = {1: [116], 2: [116, 116], 3: [124, 116, 104]}
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": lambda x, _: V.autocontrast(x),
+    "Equalize": lambda x, _: V.equalize(x),
+    "Invert": lambda x, _: V.invert(x),
+    "Rotate": lambda x, m: V.rotate(x, 30 * m, fill=GREY[x.shape[1]]),  # type: ignore[arg-type]
+    "Posterize": lambda x, m: V.posterize(x, max(1, 4 - int(abs(m) * 4))),
+    "Solarize": lambda x, m: V.solarize(x, 256 - int(abs(m) * 256)) if abs(m) > 0 else x,
+    "SolarizeAdd": _solarize_add,
+    "Color": lambda x, m: V.adjust_saturation(x, 1 + 0.9 * m) if x.shape[1] == 3 else x,
+    "Contrast": lambda x, m: V.adjust_contrast(x, 1 + 0.9 * m) if x.shape[1] != 2 else x,
+    "Brightness": lambda x, m: V.adjust_brightness(x, 1 + 0.9 * m),
+    "Sharpness": lambda x, m: V.adjust_sharpness(x, 1 + 0.9 * m),
+    "ShearX": lambda x, m: _affine(x, shear_x=0.3 * m),
+    "ShearY": lambda x, m: _affine(x, shear_y=0.3 * m),
+    "TranslateX": lambda x, m: _affine(x, x=0.45 * m),
+    "TranslateY": lambda x, m: _affine(x, y=0.45 * m),
+}
+"""The fifteen operations of timm's RandAugment with increasing severity ("inc1"), by torchvision's functions."""
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """`n` operations of the fifteen an image, each applied with probability ½, at a level N(m, mstd) of 10 (Cubuk et al. 2020).
+
+    For speed the images that drew the same operation and sign share one level; in timm, which this follows, each has its own.
+    """
+
+    n: int = 2
+    m: float = 9.0
+    mstd: float = 0.0
+
+    @staticmethod
+    def parse(text: str) -> "RandAugment":
+        """timm's notation: "rand-m9-mstd0.5-inc1", "rand-m9-n1-mstd0.4"; increasing severity (inc1) always."""
+        found = dict(re.findall(r"-(mstd|inc|m|n)([0-9.]+)", text))
+        if not re.fullmatch(r"rand(-(mstd|inc|m|n)[0-9.]+)+", text):
+            raise UserError(f"randaugment {text!r}: write it as rand-m9-mstd0.5-inc1 (m: level of 10, n: operations, mstd: its deviation)")
+        return RandAugment(int(found.get("n", 2)), float(found.get("m", 9)), float(found.get("mstd", 0)))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        names = list(OPERATIONS)
+        for _ in range(self.n):
+            drawn = torch.randint(0, 4 * len(names), (len(images),)).tolist()  # operation, sign, whether at all
+            levels = (self.m + self.mstd * torch.randn(2 * len(names))).clamp(0, 10) / 10
+            groups: dict[int, list[int]] = {}
+            for i, choice in enumerate(drawn):
+                groups.setdefault(choice, []).append(i)
+            for choice, members in groups.items():
+                if choice < 2 * len(names):
+                    sign = 1.0 if choice % 2 else -1.0
+                    index = torch.tensor(members, device=images.device)
+                    images[index] = OPERATIONS[names[choice // 2]](images[index], sign * float(levels[choice]))
+        return images
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """What is done to a training batch, in this order; `mean` and `std` a channel, of pixels in 0…1, normalise test batches too.
+
+    crop: padding in pixels (0: none); flip; randaugment in timm's notation ("": none); erase: probability of random
+    erasing, erase_mode "pixel" or "const"; mixup and cutmix: the Beta parameters (0: off), mix_prob: of mixing a batch.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+    crop: int = 0
+    flip: bool = False
+    randaugment: str = ""
+    erase: float = 0.0
+    erase_mode: str = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.randaugment:
+            RandAugment.parse(self.randaugment)
+        if self.erase_mode not in ("pixel", "const", "rand"):
+            raise UserError(f"erase_mode must be pixel, const or rand, not {self.erase_mode!r}")
+
+    def plain(self, images: Tensor) -> Tensor:
+        """uint8 `[B,C,H,W]` → float, channels-last, normalised."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
+        scale = 1 / (torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255)
+        return ((images.to(torch.float32) - mean) * scale).contiguous(memory_format=torch.channels_last)
+
+    def train(self, images: Tensor, labels: Tensor, mix: bool = True) -> tuple[Tensor, Tensor]:
+        """A training batch; labels come back as they are `[B]`, or as weights `[B,K]` where mixing is on."""
+        if self.crop or self.flip:
+            images = crop_and_flip(images, self.crop, self.flip)
+        if self.randaugment:
+            images = RandAugment.parse(self.randaugment)(images.contiguous())
+        x = self.plain(images)
+        if self.erase:
+            x = RandomErasing(self.erase, mode=self.erase_mode, device=x.device)(x)
+        if mix and (self.mixup or self.cutmix) and len(x) > 1:
+            even = len(x) // 2 * 2  # the library mixes pairs: of an odd batch the last one stays as it is
+            mixer = Mixup(self.mixup, self.cutmix, prob=self.mix_prob, label_smoothing=self.smoothing, num_classes=self.classes)
+            _, weights = mixer(x[:even], labels[:even])
+            rest = F.one_hot(labels[even:], self.classes).to(weights.dtype)
+            labels = torch.cat((weights, rest))
+        return x, labels

@@ -1,0 +1,51 @@
+"""Any data set by its name, images and events alike: `load`."""
+
+import os
+from pathlib import Path
+
+from spiketrain.data import event_sets
+from spiketrain.data.images import IMAGE_SETS, is_image_folder, load_folder
+from spiketrain.data.types import DataSet
+from spiketrain.errors import UserError, unknown
+
+ROOT_VARIABLE = "SPIKETRAIN_DATA"
+NAMES = (*IMAGE_SETS, *event_sets.SETS)
+
+
+def data_root(given: str | Path | None = None) -> Path:
+    """The folder that holds data sets: the one given, else of the environment variable SPIKETRAIN_DATA, else `data`."""
+    return Path(given or os.environ.get(ROOT_VARIABLE) or "data")
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    image_size: int = 0,
+    steps: int = 4,
+    event_size: int = 48,
+    split: str = "",
+    frames_by: str = "time",
+    frame_kind: str = "sum",
+    frame_window: int = 0,
+    frame_resize: str = "events",
+    workers: int = 0,
+) -> DataSet:
+    """A data set of `NAMES`, or a folder (a path, or under the root) of images or recordings with one subfolder a class.
+
+    Images are returned as they are and know nothing of steps; recordings come as frames, `steps` of them, from the frame
+    cache. `split`: of an event set, "" for its default. Raises `UserError` where the name is unknown or files are absent.
+    """
+    base = data_root(root)
+    if name in IMAGE_SETS:
+        return IMAGE_SETS[name].load(base, download)
+    folder = Path(name) if Path(name).is_dir() else base / name
+    if name not in event_sets.SETS:
+        if not folder.is_dir():
+            known = unknown("data set", name, NAMES)
+            raise UserError(f"{known}, or a folder with one subfolder a class")
+        if is_image_folder(folder):
+            return load_folder(folder, image_size)
+    framing = {"by": frames_by, "kind": frame_kind, "window": frame_window or None, "resize": frame_resize}
+    return event_sets.load(name, base, steps=steps, size=event_size or None, split=split or None, workers=workers, **framing)  # type: ignore[arg-type]

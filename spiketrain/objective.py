@@ -1,0 +1,72 @@
+"""From logits per step `[T,B,K]` to a loss, a prediction and an accuracy."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spiketrain.errors import UserError, unknown
+
+LOSSES = ("ce", "tet", "mse", "onehot-mse", "mix")
+
+
+def predict(logits: Tensor) -> Tensor:
+    """Class `[B]` of logits `[T,B,K]`: the largest of their mean over time."""
+    return logits.mean(0).argmax(-1)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of a batch are right; labels are classes `[B]` or weights `[B,K]`, whose largest then counts."""
+    target = labels if labels.dim() == 1 else labels.argmax(-1)
+    return (predict(logits) == target).sum()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, by name; `Objective(...)(logits [T,B,K], labels [B] or [B,K])` is a scalar. ō is the mean of the logits over time.
+
+    - "ce": CE(ō, y), with label smoothing ε: (1 − ε)·CE + ε·mean of −log p;
+    - "tet": (1 − λ)·mean over t of CE(o[t], y) + λ·MSE(o, φ) (temporal efficient training: Deng et al., ICLR 2022);
+    - "mse" and "onehot-mse": MSE(ō, one-hot of y) (one loss: the older benchmark's two names for it);
+    - "mix": 0.1·CE(ō, y) + MSE(ō, one-hot of y).
+
+    Labels that are weights `[B,K]`, as mixing makes them, are used as they are: no smoothing is added.
+    """
+
+    name: str = "ce"
+    smoothing: float = 0.0
+    tet_lambda: float = 0.0
+    tet_phi: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in LOSSES:
+            raise unknown("loss", self.name, LOSSES)
+        for field in ("smoothing", "tet_lambda"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UserError(f"{field} must be in 0…1, not {getattr(self, field)}")
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.float()
+        if self.name == "tet":
+            target = labels.expand(logits.shape[0], *labels.shape).flatten(0, 1)
+            ce = self._cross_entropy(logits.flatten(0, 1), target)
+            if self.tet_lambda == 0:
+                return ce
+            return (1 - self.tet_lambda) * ce + self.tet_lambda * (logits - self.tet_phi).square().mean()
+        mean = logits.mean(0)
+        if self.name == "ce":
+            return self._cross_entropy(mean, labels)
+        onehot = labels if labels.dim() == 2 else F.one_hot(labels, mean.shape[-1])
+        mse = F.mse_loss(mean, onehot.to(mean.dtype))
+        return mse if self.name != "mix" else 0.1 * self._cross_entropy(mean, labels) + mse
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.smoothing if labels.dim() == 1 else 0.0
+        loss: Tensor = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss
+
+
+def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Counts `[K,K]`: row = true class, column = predicted."""
+    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)

@@ -1,0 +1,34 @@
+"""Our own recipes. Each is a function that returns a `Recipe`; its docstring's first line is what `list recipes` prints."""
+
+from spiketrain.recipes.recipe import Recipe
+
+
+def digits() -> Recipe:
+    """Handwritten digits, 8×8: a convolutional LIF network at T=4, in under a minute on a laptop."""
+    return Recipe(
+        name="digits", data="digits", model="digits_convnet", steps=4, epochs=16, batch_size=64, lr=4e-3, weight_decay=0.02,
+        crop=1, precision="fp32", kernel="reference", clip_grad=1.0,
+    )  # fmt: skip
+
+
+def mnist() -> Recipe:
+    """MNIST, 28×28, with a small convolutional LIF network at T=4."""
+    return Recipe(
+        name="mnist", data="mnist", model="small_convnet", width=0.5, steps=4, epochs=5, batch_size=128, lr=4e-3, weight_decay=0.02, crop=2,
+    )  # fmt: skip
+
+
+def cifar10_small() -> Recipe:
+    """CIFAR-10 on a laptop: a small LIF network at T=2, minutes instead of hours."""
+    return Recipe(
+        name="cifar10-small", data="cifar10", model="small_convnet", steps=2, epochs=8, batch_size=100, lr=5e-3, weight_decay=0.02,
+        crop=4, flip=True, smoothing=0.1,
+    )  # fmt: skip
+
+
+def digits_dvs() -> Recipe:
+    """The digits before a simulated event camera: recordings made on first use, no download."""
+    return Recipe(
+        name="digits-dvs", data="digits_dvs", model="small_convnet", width=0.5, steps=6, event_size=0, epochs=10, batch_size=64, lr=4e-3,
+        weight_decay=0.02, kernel="reference", precision="fp32",
+    )  # fmt: skip

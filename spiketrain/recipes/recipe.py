@@ -1,0 +1,162 @@
+"""`Recipe`: everything that decides the outcome of a run, as one frozen value. The command line's flags are its fields."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spiketrain.errors import UserError, unknown
+
+
+def _field(default: Any, group: str, text: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"group": group, "help": text, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run's description. `but(**changes)` returns another; a wrong name or value is a `UserError`."""
+
+    name: str = _field("custom", "run", "what the run is called")
+    seed: int = _field(0, "run", "of everything random", low=0)
+    epochs: int = _field(10, "run", "passes over the training part", low=1)
+    precision: str = _field("auto", "run", "of convolutions and norms; auto: bf16 where the processor is fast at it", ("auto", "fp32", "bf16"))
+    kernel: str = _field("auto", "run", "which implementation computes the neurons", ("auto", "reference", "compiled", "triton"))
+    channels_last: bool = _field(True, "run", "keep images and weights with the channel as the fastest axis")
+    division: str = _field(
+        "strict", "run", "strict: binary spikes, exact back-propagation through time; open: anything else", ("strict", "open")
+    )
+
+    data: str = _field("digits", "data", "name of a data set, or a folder with one subfolder a class")
+    classes: int = _field(0, "data", "number of classes; 0: as many as the data have", low=0)
+    image_size: int = _field(0, "data", "scale and crop the images of a folder to this side; 0: as they are", low=0)
+    event_size: int = _field(48, "data", "side of event frames in pixels; 0: the sensor's own", low=0)
+    split: str = _field("", "data", "how an event set is divided (see docs/events.md); empty: its default")
+    frames_by: str = _field("time", "data", "what makes a frame: equal time, equal count of events, a fixed window", ("time", "count", "window"))
+    frame_kind: str = _field("sum", "data", "what a frame holds", ("sum", "binary", "surface"))
+    frame_window: int = _field(0, "data", "length of a frame in µs, for frames-by window", low=0)
+    frame_resize: str = _field("events", "data", "move events (counts stay whole) or interpolate frames", ("events", "bilinear"))
+    normalize: str = _field("data", "data", "statistics that images are normalised with, training and test alike", ("data", "imagenet", "none"))
+    balanced: bool = _field(False, "data", "draw training samples with replacement, every class as often")
+    limit: int = _field(0, "data", "train on this many samples only; 0: all", low=0)
+
+    model: str = _field("digits_convnet", "network", "name of a model")
+    width: float = _field(1.0, "network", "factor on the channels of every layer", low=0.01)
+    norm: str = _field("time", "network", "batch norm over all steps at once, or a step at a time", ("time", "step"))
+    steps: int = _field(4, "network", "time steps T", low=1)
+    encoder: str = _field("direct", "network", "how an image becomes T inputs", ("direct", "rate", "ttfs", "phase"))
+    flatten_time: bool = _field(False, "network", "make the T steps channels of a single one")
+
+    neuron: str = _field("lif", "neuron", "name of a neuron")
+    tau: float = _field(2.0, "neuron", "time constant in steps", low=1.0)
+    threshold: float = _field(1.0, "neuron", "potential at which a neuron fires", low=0.0)
+    surrogate: str = _field("atan", "neuron", "name of a surrogate slope")
+    alpha: float = _field(0.0, "neuron", "steepness of the surrogate; 0: its own default", low=0.0)
+    reset: str = _field("hard", "neuron", "to zero, or by subtraction of the threshold", ("hard", "soft"))
+    detach: bool = _field(True, "neuron", "no gradient through the reset")
+    strict: bool = _field(False, "neuron", "fire at u > threshold only; else at u ≥ threshold")
+    learn_threshold: bool = _field(False, "neuron", "train the thresholds")
+    learn_alpha: bool = _field(False, "neuron", "train the steepness of the surrogate")
+
+    batch_size: int = _field(128, "training", "samples a step", low=1)
+    accumulate: int = _field(1, "training", "split each batch into this many parts, one after the other", low=1)
+    eval_batch_size: int = _field(250, "training", "samples a step of evaluation", low=1)
+    drop_last: bool = _field(True, "training", "leave out the last, smaller batch of an epoch")
+    optimizer: str = _field("adamw", "training", "any of timm's optimisers")
+    lr: float = _field(2e-3, "training", "learning rate at its highest", low=0.0)
+    weight_decay: float = _field(0.01, "training", "of weights, not of biases and norms", low=0.0)
+    momentum: float = _field(0.9, "training", "of optimisers that have one", low=0.0, high=1.0)
+    opt_eps: float = _field(0.0, "training", "epsilon of the optimiser; 0: its default", low=0.0)
+    schedule: str = _field(
+        "cosine", "training", "of the learning rate", ("cosine", "tanh", "step", "multistep", "poly", "plateau", "constant")
+    )
+    schedule_by: str = _field("step", "training", "change the learning rate every step or every epoch", ("step", "epoch"))
+    warmup_epochs: float = _field(1.0, "training", "epochs of linear warm-up", low=0.0)
+    warmup_lr: float = _field(1e-6, "training", "learning rate that the warm-up begins with", low=0.0)
+    min_lr: float = _field(0.0, "training", "learning rate at the end", low=0.0)
+    decay_epochs: float = _field(30.0, "training", "epochs between drops, for schedule step", low=0.0)
+    decay_rate: float = _field(0.1, "training", "factor of a drop (step, plateau); power for poly", low=0.0)
+    patience_epochs: int = _field(10, "training", "for schedule plateau", low=0)
+    clip_grad: float = _field(0.0, "training", "largest norm of the gradient; 0: any", low=0.0)
+    grad_noise: float = _field(0.0, "training", "standard deviation of noise added to every gradient", low=0.0)
+    ema: float = _field(0.0, "training", "decay of an average of the weights, which is then what is tested; 0: none", low=0.0, high=1.0)
+
+    loss: str = _field("ce", "loss", "of the logits", ("ce", "tet", "mse", "onehot-mse", "mix"))
+    smoothing: float = _field(0.0, "loss", "label smoothing", low=0.0, high=1.0)
+    tet_lambda: float = _field(0.0, "loss", "weight of TET's regulariser", low=0.0, high=1.0)
+    tet_phi: float = _field(1.0, "loss", "value that TET's regulariser pulls logits to")
+
+    crop: int = _field(0, "augmentation", "random crop with this padding in pixels; 0: none", low=0)
+    flip: bool = _field(False, "augmentation", "mirror half of the images")
+    randaugment: str = _field("", "augmentation", "RandAugment in timm's notation, as rand-m9-mstd0.5-inc1; empty: none")
+    erase: float = _field(0.0, "augmentation", "probability of random erasing", low=0.0, high=1.0)
+    erase_mode: str = _field("pixel", "augmentation", "what erased pixels become", ("pixel", "const", "rand"))
+    mixup: float = _field(0.0, "augmentation", "Beta parameter of mixup on images; 0: off", low=0.0)
+    cutmix: float = _field(0.0, "augmentation", "Beta parameter of cutmix on images; 0: off", low=0.0)
+    mix_prob: float = _field(1.0, "augmentation", "probability of mixing a batch", low=0.0, high=1.0)
+    mix_off_epoch: int = _field(0, "augmentation", "no mixing from this epoch on; 0: to the end", low=0)
+    event_augment: tuple[str, ...] = _field((), "augmentation", "on event frames, in this order, comma-separated (docs/augmentations.md)")
+    event_mix_beta: float = _field(2.0, "augmentation", "Beta parameter of mixing event frames", low=0.0)
+    event_mix_prob: float = _field(0.5, "augmentation", "probability of mixing an event sample", low=0.0, high=1.0)
+    event_mix_count: int = _field(1, "augmentation", "how often event samples are mixed, one after the other", low=1)
+    event_mix_components: int = _field(3, "augmentation", "Gaussians in EventMix's mask", low=1)
+    event_randaug_n: int = _field(3, "augmentation", "operations of randaugment on event frames", low=1)
+    event_randaug_m: float = _field(15.0, "augmentation", "level of randaugment on event frames, of 30", low=0.0, high=30.0)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.accumulate > self.batch_size:
+            raise UserError(f"accumulate {self.accumulate} is more than the batch size {self.batch_size}")
+        if self.frames_by == "window" and not self.frame_window:
+            raise UserError("frames_by 'window' needs frame_window, the length of a frame in µs")
+
+    def but(self, **changes: Any) -> "Recipe":
+        """The same recipe with some fields changed."""
+        for field in changes:
+            if field not in FIELDS:
+                raise unknown("recipe field", field, FIELDS)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as JSON has it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Recipe":
+        """The inverse of `to_dict`."""
+        return Recipe().but(**values)
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Recipe)}
+_TYPES = typing.get_type_hints(Recipe)
+
+
+def field_type(name: str) -> type:
+    """int, float, bool, str, or tuple (of str)."""
+    kind = _TYPES[name]
+    return tuple if isinstance(kind, types.GenericAlias) else kind
+
+
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """value in the field's type, or a `UserError` that names the field."""
+    kind = field_type(field.name)
+    if kind is tuple:
+        value = tuple(value.split(",") if isinstance(value, str) and value else value)
+        good = all(isinstance(v, str) for v in value)
+    elif kind is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if good else value
+    else:
+        good = type(value) is kind
+    if not good or (kind is float and value != value):
+        raise UserError(f"{field.name} must be {kind.__name__}, not {value!r}")
+    meta = field.metadata
+    if meta["choices"] and value not in meta["choices"]:
+        raise unknown(field.name, value, meta["choices"])
+    if meta["low"] is not None and value < meta["low"]:
+        raise UserError(f"{field.name} must be at least {meta['low']}, not {value}")
+    if meta["high"] is not None and value > meta["high"]:
+        raise UserError(f"{field.name} must be at most {meta['high']}, not {value}")
+    return value
