@@ -1,0 +1,7 @@
+"""`python -m spiketrain` is `spiketrain`."""
+
+import sys
+
+from spiketrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,147 @@
+"""What a recipe means on this machine: device, precision, data, network, optimiser."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from spiketrain import models
+from spiketrain.data import sets
+from spiketrain.data.image_augment import ImageAugment
+from spiketrain.data.loader import Loader, Prepare
+from spiketrain.data.types import DataSet
+from spiketrain.errors import UserError, unknown
+from spiketrain.models import Network
+from spiketrain.recipes import Recipe
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is the first GPU, or the processor; `UserError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:1")) from None
+    if device.type not in ("cpu", "cuda"):
+        raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:1"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs; --device cpu or auto will do")
+    return device
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether convolutions run in bfloat16; "auto" where the device is fast at it: CUDA, AMX, AVX512-BF16."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+
+
+def load_data(recipe: Recipe, root: str | Path | None, download: bool = False) -> DataSet:
+    """The recipe's data; `UserError` where they do not fit its number of classes."""
+    data = sets.load(
+        recipe.data,
+        root,
+        download=download,
+        image_size=recipe.image_size,
+        steps=recipe.steps,
+        event_size=recipe.event_size,
+        split=recipe.split,
+        frames_by=recipe.frames_by,
+        frame_kind=recipe.frame_kind,
+        frame_window=recipe.frame_window,
+        frame_resize=recipe.frame_resize,
+    )
+    worst = max(int(part.labels.max()) for part in (data.train, data.test))
+    if recipe.classes and worst >= recipe.classes:
+        raise UserError(f"data set {data.name} has a label {worst}, but classes is {recipe.classes}: set it to {len(data.classes)}, or to 0")
+    return data
+
+
+def network_classes(recipe: Recipe, data: DataSet) -> int:
+    """How many logits the network has."""
+    return recipe.classes or len(data.classes)
+
+
+def make_prepare(recipe: Recipe, data: DataSet) -> Prepare:
+    """What makes a network's input of the stored bytes of this data set."""
+    if data.train.framed:
+        raise UserError("event data cannot be trained on yet")
+    channels = data.sample_shape[0]
+    mean, std = data.mean, data.std
+    if recipe.normalize == "imagenet" and channels == len(IMAGENET[0]):
+        mean, std = IMAGENET
+    if recipe.normalize == "none" or recipe.encoder != "direct":  # encoders take intensities in 0…1
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    return ImageAugment(
+        mean, std, network_classes(recipe, data), recipe.crop, recipe.flip, recipe.randaugment, recipe.erase, recipe.erase_mode,
+        recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.smoothing,
+    )  # fmt: skip
+
+
+def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
+    """The recipe's batches."""
+    return Loader(
+        data, make_prepare(recipe, data), recipe.batch_size, recipe.eval_batch_size, recipe.seed, device, recipe.drop_last, recipe.limit,
+        recipe.balanced,
+    )  # fmt: skip
+
+
+def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Network:
+    """The recipe's network for this data set, freshly initialised from the global generators."""
+    network = models.build(
+        recipe.model,
+        neuron=recipe.neuron,
+        tau=recipe.tau,
+        threshold=recipe.threshold,
+        surrogate=recipe.surrogate,
+        alpha=recipe.alpha or None,
+        reset=recipe.reset,  # type: ignore[arg-type]
+        detach=recipe.detach,
+        strict=recipe.strict,
+        learn_threshold=recipe.learn_threshold,
+        learn_alpha=recipe.learn_alpha,
+        kernel=recipe.kernel,
+        norm=recipe.norm,
+        in_channels=data.sample_shape[0],
+        num_classes=network_classes(recipe, data),
+        steps=recipe.steps,
+        width=recipe.width,
+        encoder=recipe.encoder,
+        flatten_time=recipe.flatten_time,
+    ).to(device)
+    return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload,no-any-return]
+
+
+def make_optimizer(recipe: Recipe, network: nn.Module, batches: int) -> tuple[torch.optim.Optimizer, Any]:
+    """timm's optimiser (no weight decay on biases and other vectors) and its schedule."""
+    if recipe.optimizer not in list_optimizers():
+        raise unknown("optimizer", recipe.optimizer, list_optimizers())
+    extra = {"eps": recipe.opt_eps} if recipe.opt_eps else {}
+    optimizer = create_optimizer_v2(
+        network, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **extra
+    )
+    constant = recipe.schedule == "constant"
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="multistep" if constant else recipe.schedule,
+        decay_milestones=[10**9] if constant else [recipe.epochs // 2, 3 * recipe.epochs // 4],
+        num_epochs=recipe.epochs,
+        decay_epochs=recipe.decay_epochs,
+        decay_rate=recipe.decay_rate,
+        patience_epochs=recipe.patience_epochs,
+        warmup_epochs=recipe.warmup_epochs,  # type: ignore[arg-type]
+        warmup_lr=recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=recipe.schedule_by == "epoch",
+        updates_per_epoch=batches,
+    )
+    return optimizer, scheduler

@@ -1,0 +1,139 @@
+"""Checkpoints that are whole or not there, and that open without running anything.
+
+A checkpoint is a folder `checkpoint-00007` (seven epochs done) with `weights.safetensors` and `state.pt` (optimiser, schedule,
+average of weights, curve, recipe), which loads with `weights_only`. It is written under another name and renamed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spiketrain.errors import UserError
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `epoch` whole epochs."""
+
+    epoch: int
+    recipe: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    ema: dict[str, Tensor]
+    curve: list[dict[str, float]]
+    seconds: dict[str, float]
+
+
+def save_weights(file: Path, weights: dict[str, Tensor]) -> str:
+    """Writes a state dict as safetensors, whole or not at all; returns the SHA-256 of the file."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(part))
+        _to_disk(part)
+        part.replace(file)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{file}: cannot be written ({error}): free some space or choose another --output") from error
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Weights from a safetensors file; `UserError` where it is absent, damaged, or of another model."""
+    _into(network, _read_weights(file), file)
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes the checkpoint into a run's folder and removes the older ones."""
+    final = folder / f"checkpoint-{checkpoint.epoch:05d}"
+    part = folder / f".{final.name}.{os.getpid()}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        save_weights(part / WEIGHTS, checkpoint.weights)
+        state = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Checkpoint) if f.name != "weights"}
+        state["recipe"] = json.dumps(checkpoint.recipe)
+        torch.save(state, part / "state.pt")
+        _to_disk(part / "state.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        _to_disk(folder)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"{final}: cannot be written ({error}): free some space or choose another --output") from error
+    for older in _all(folder)[:-1]:
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def latest(folder: Path) -> Path:
+    """The newest checkpoint in a run's folder; `UserError` where there is none."""
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and folder.is_dir():
+        return folder
+    found = _all(folder)
+    if not found:
+        raise UserError(f"{folder}: no checkpoint there: give the folder of a run that has a checkpoint-… in it")
+    return found[-1]
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads one checkpoint folder; `UserError` where it is damaged. Nothing in it is executed."""
+    state_file = path / "state.pt"
+    try:
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        state["recipe"] = json.loads(state["recipe"])
+        return Checkpoint(weights=_read_weights(path / WEIGHTS), **state)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged archive raises
+        raise UserError(f"{state_file}: damaged ({str(error).splitlines()[0][:120]}): remove {path.name} to resume from an older one") from error
+
+
+def restore(network: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """The checkpoint's weights into a network; `UserError` where they are those of another."""
+    _into(network, checkpoint.weights, path / WEIGHTS)
+
+
+def _into(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:
+    own = network.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        mine, theirs = (tuple(w[name].shape) if name in w else "absent" for w in (own, weights))
+        if mine != theirs:
+            raise UserError(f"{file}: weights of another model: {name} is {theirs} there and {mine} here")
+    network.load_state_dict(weights)
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = load_file(str(file))
+        return weights
+    except FileNotFoundError:
+        raise UserError(f"{file}: not there") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged, or not safetensors ({error})") from error
+
+
+def _all(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir())
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

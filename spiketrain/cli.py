@@ -1,0 +1,242 @@
+"""The command line: `spiketrain train | eval | list | data`. A mistake of the user's is one line and exit status 2."""
+
+import argparse
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spiketrain.errors import UserError, unknown
+from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
+
+STOPPED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are a `UserError`, with the nearest flag where one is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.replace("argument ", "").replace("invalid choice", "unknown"))
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """All of the arguments, or a `UserError`."""
+        found, rest = self.parse_known_args(arguments)
+        if rest:
+            flags = [flag for action in self._flags_of(found) for flag in action.option_strings]
+            near = difflib.get_close_matches(rest[0].split("=")[0], flags, n=1, cutoff=0.5)
+            raise UserError(f"unknown argument {rest[0]!r}" + (f": did you mean {near[0]!r}?" if near else ": see --help"))
+        return found
+
+    def _flags_of(self, found: argparse.Namespace) -> list[argparse.Action]:
+        chosen: Parser = getattr(found, "parser", self)
+        return chosen._actions
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field of `Recipe`, under the heading of its group."""
+    groups: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        if name == "name":
+            continue
+        meta, kind = field.metadata, field_type(name)
+        group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]) if meta["group"] not in groups else None)
+        options: dict[str, Any] = {"dest": f"field_{name}", "default": None, "help": meta["help"]}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = _strings if kind is tuple else kind
+            options["metavar"] = "|".join(meta["choices"]) if meta["choices"] else {int: "N", float: "X", str: "NAME", tuple: "A,B"}[kind]
+        group.add_argument(_flag(name), **options)
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    return {n: v for n in FIELDS if (v := getattr(options, f"field_{n}", None)) is not None}
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-root", metavar="DIR", help="where data sets lie (default: environment SPIKETRAIN_DATA, else ./data)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … (default: auto)")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from spiketrain import checkpoint
+    from spiketrain.train import train
+
+    if options.recipe is None and options.resume is None:
+        raise UserError("which recipe? Name one, as in: spiketrain train digits (spiketrain list recipes shows all)")
+    if options.resume and options.recipe is None:
+        recipe = Recipe.from_dict(checkpoint.load(checkpoint.latest(Path(options.resume))).recipe)
+    else:
+        recipe = get(options.recipe)
+    recipe = recipe.but(**_changes(options))
+    made = train(
+        recipe,
+        data_root=options.data_root,
+        output=options.output,
+        device=options.device,
+        resume=options.resume,
+        download=options.download,
+        tensorboard=options.tensorboard,
+        quiet=options.quiet,
+    )
+    finish(made)
+    return 0
+
+
+def finish(record: Any) -> None:
+    """What a run ends with: accuracy, firing rate, the picture, and the record's path as the last line."""
+    from spiketrain.report import draw_curve
+
+    rates = record.firing_rates.values()
+    rate = f"{sum(rates) / len(rates):.3f} spikes per neuron and step, mean over {len(rates)} layers" if rates else "none: no neurons"
+    picture = draw_curve(record, record.folder / "curve.png")
+    print(f"test accuracy  {record.test_accuracy:.2f} % (last epoch; training took {record.train_seconds:.1f} s)")
+    print(f"firing rate    {rate}")
+    print(f"curve          {picture}")
+    print(record.path)
+
+
+def _eval(options: argparse.Namespace) -> int:
+    import torch
+
+    from spiketrain import assemble, checkpoint
+    from spiketrain.evaluate import evaluate
+    from spiketrain.record import Record
+
+    record = Record.load(options.record)
+    recipe = Recipe.from_dict(record.recipe)
+    device = assemble.choose_device(options.device)
+    data = assemble.load_data(recipe, options.data_root)
+    if data.test.fingerprint != record.data["test_fingerprint"]:
+        raise UserError(f"{record.path}: was tested on other data (fingerprint {record.data['test_fingerprint'][:12]}… there)")
+    network = assemble.build_network(recipe, data, device)
+    checkpoint.load_weights(network, record.folder / checkpoint.WEIGHTS)
+    loader = assemble.make_loader(recipe, data, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=record.precision == "bf16")
+    result = evaluate(network, loader.test(), autocast, assemble.network_classes(recipe, data))
+    print(f"test accuracy  {result.accuracy:.2f} % of {len(data.test):,} samples (the record says {record.test_accuracy:.2f} %)")
+    for steps, accuracy in enumerate(result.by_step, 1):
+        print(f"  first {steps:2d} of {len(result.by_step)} steps  {accuracy:6.2f} %")
+    for name, rate in result.rates.items():
+        print(f"  firing rate of {name:<24} {rate:.4f}")
+    return 0
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _list(options: argparse.Namespace) -> int:
+    for name, text in LISTS[options.what]():
+        print(f"{name:<24} {text}")
+    return 0
+
+
+def _recipes() -> list[tuple[str, str]]:
+    from spiketrain.recipes import seed
+
+    ours = [(n, _first_line(f)) for n, f in RECIPES.items() if not n.startswith("seed/")]
+    old = {row.name: f"the older table's row: {row.accuracy:.2f} % there (best epoch on the test set)" for row in seed.rows()}
+    return ours + [(n, old.get(n, "the same for 200 epochs")) for n in RECIPES if n.startswith("seed/")]
+
+
+def _models() -> list[tuple[str, str]]:
+    from spiketrain.models import MODELS
+
+    return [(n, _first_line(f)) for n, f in MODELS.items()]
+
+
+def _neurons() -> list[tuple[str, str]]:
+    from spiketrain.neurons import NEURONS
+
+    return [(n, _first_line(c)) for n, c in NEURONS.items()]
+
+
+def _surrogates() -> list[tuple[str, str]]:
+    from spiketrain.functional import SURROGATES
+
+    return [(n, f"g(x) = {s.formula}, α = {s.alpha:g}") for n, s in SURROGATES.items()]
+
+
+def _data() -> list[tuple[str, str]]:
+    from spiketrain.data.event_sets import SETS
+    from spiketrain.data.images import IMAGE_SETS
+
+    return [(n, e.title) for n, e in IMAGE_SETS.items()] + [(n, f"{e.title} (events)") for n, e in SETS.items()]
+
+
+LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "recipes": _recipes,
+    "models": _models,
+    "neurons": _neurons,
+    "surrogates": _surrogates,
+    "data": _data,
+}
+
+
+def _parser() -> Parser:
+    width = {"formatter_class": lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)}
+    parser = Parser(prog="spiketrain", description="Spiking neural networks by back-propagation: train, test and compare them.", **width)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    train = commands.add_parser("train", help="train a network by a recipe", allow_abbrev=False, **width)
+    train.description = "Train a network by a recipe; every flag below the first group changes one field of it."
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name: spiketrain list recipes")
+    train.add_argument("--output", default="runs", metavar="DIR", help="where the run's folder is made (default: runs)")
+    train.add_argument("--resume", metavar="RUN", help="continue the run in this folder, to the same numbers as without a stop")
+    train.add_argument("--download", action="store_true", help="fetch the data set if it is absent")
+    train.add_argument("--tensorboard", metavar="DIR", help="write logs for TensorBoard there")
+    train.add_argument("--quiet", action="store_true", help="no progress, only the results")
+    _add_places(train)
+    _add_recipe_flags(train)
+    train.set_defaults(run=_train, parser=train)
+
+    test = commands.add_parser("eval", help="test a trained network again", allow_abbrev=False, **width)
+    test.add_argument("record", metavar="RECORD", help="a run's folder, or the record.json in it")
+    _add_places(test)
+    test.set_defaults(run=_eval, parser=test)
+
+    names = commands.add_parser("list", help="what there is, by name", allow_abbrev=False, **width)
+    names.add_argument("what", metavar="WHAT", help=" | ".join(LISTS), type=_known_list)
+    names.set_defaults(run=_list, parser=names)
+    return parser
+
+
+def _known_list(name: str) -> str:
+    if name not in LISTS:
+        raise UserError(str(unknown("list", name, LISTS)))
+    return name
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 for a mistake of the user's, 130 when stopped."""
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        options = _parser().parse(sys.argv[1:] if arguments is None else arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except UserError as error:
+        print(f"spiketrain: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
