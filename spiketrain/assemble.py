@@ -62,7 +62,7 @@ def load_data(recipe: Recipe, root: str | Path | None, download: bool = False) -
     )
     worst = max(int(part.labels.max()) for part in (data.train, data.test))
     if recipe.classes and worst >= recipe.classes:
-        raise UserError(f"data set {data.name} has a label {worst}, but classes is {recipe.classes}: set it to {len(data.classes)}, or to 0")
+        raise UserError(f"data set {data.name} has a label {worst}, but classes is {recipe.classes}: set it to {len(data.classes)} or 0")
     return data
 
 
@@ -124,8 +124,8 @@ def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Networ
 def make_optimizer(recipe: Recipe, network: nn.Module, batches: int) -> tuple[torch.optim.Optimizer, Any]:
     """timm's optimiser (no weight decay on biases and other vectors) and its schedule."""
     if recipe.optimizer not in list_optimizers():
-        raise unknown("optimizer", recipe.optimizer, list_optimizers())
-    extra = {"eps": recipe.opt_eps} if recipe.opt_eps else {}
+        raise unknown("optimizer", recipe.optimizer, map(str, list_optimizers()))
+    extra: dict[str, Any] = {"eps": recipe.opt_eps} if recipe.opt_eps else {}
     optimizer = create_optimizer_v2(
         network, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **extra
     )

@@ -98,7 +98,8 @@ def load(path: Path) -> Checkpoint:
     except UserError:
         raise
     except Exception as error:  # whatever a damaged archive raises
-        raise UserError(f"{state_file}: damaged ({str(error).splitlines()[0][:120]}): remove {path.name} to resume from an older one") from error
+        why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{state_file}: damaged ({why}): remove {path.name} to resume from an older one") from error
 
 
 def restore(network: nn.Module, checkpoint: Checkpoint, path: Path) -> None:

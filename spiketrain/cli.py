@@ -14,6 +14,13 @@ from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 STOPPED = 130
 
 
+class Wide(argparse.HelpFormatter):
+    """Help in lines of 110 characters."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are a `UserError`, with the nearest flag where one is unknown."""
 
@@ -45,14 +52,15 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         if name == "name":
             continue
         meta, kind = field.metadata, field_type(name)
-        group = groups.setdefault(meta["group"], parser.add_argument_group(meta["group"]) if meta["group"] not in groups else None)
+        if meta["group"] not in groups:
+            groups[meta["group"]] = parser.add_argument_group(meta["group"])
         options: dict[str, Any] = {"dest": f"field_{name}", "default": None, "help": meta["help"]}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["type"] = _strings if kind is tuple else kind
             options["metavar"] = "|".join(meta["choices"]) if meta["choices"] else {int: "N", float: "X", str: "NAME", tuple: "A,B"}[kind]
-        group.add_argument(_flag(name), **options)
+        groups[meta["group"]].add_argument(_flag(name), **options)
 
 
 def _strings(text: str) -> tuple[str, ...]:
@@ -137,6 +145,8 @@ def _first_line(thing: Any) -> str:
 
 
 def _list(options: argparse.Namespace) -> int:
+    if options.what not in LISTS:
+        raise unknown("list", options.what, LISTS)
     for name, text in LISTS[options.what]():
         print(f"{name:<24} {text}")
     return 0
@@ -185,11 +195,11 @@ LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
 
 
 def _parser() -> Parser:
-    width = {"formatter_class": lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=110)}
-    parser = Parser(prog="spiketrain", description="Spiking neural networks by back-propagation: train, test and compare them.", **width)
+    about = "Spiking neural networks by back-propagation: train, test and compare them."
+    parser = Parser(prog="spiketrain", description=about, formatter_class=Wide)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    train = commands.add_parser("train", help="train a network by a recipe", allow_abbrev=False, **width)
+    train = commands.add_parser("train", help="train a network by a recipe", allow_abbrev=False, formatter_class=Wide)
     train.description = "Train a network by a recipe; every flag below the first group changes one field of it."
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name: spiketrain list recipes")
     train.add_argument("--output", default="runs", metavar="DIR", help="where the run's folder is made (default: runs)")
@@ -201,21 +211,15 @@ def _parser() -> Parser:
     _add_recipe_flags(train)
     train.set_defaults(run=_train, parser=train)
 
-    test = commands.add_parser("eval", help="test a trained network again", allow_abbrev=False, **width)
+    test = commands.add_parser("eval", help="test a trained network again", allow_abbrev=False, formatter_class=Wide)
     test.add_argument("record", metavar="RECORD", help="a run's folder, or the record.json in it")
     _add_places(test)
     test.set_defaults(run=_eval, parser=test)
 
-    names = commands.add_parser("list", help="what there is, by name", allow_abbrev=False, **width)
-    names.add_argument("what", metavar="WHAT", help=" | ".join(LISTS), type=_known_list)
+    names = commands.add_parser("list", help="what there is, by name", allow_abbrev=False, formatter_class=Wide)
+    names.add_argument("what", metavar="WHAT", help=" | ".join(LISTS))
     names.set_defaults(run=_list, parser=names)
     return parser
-
-
-def _known_list(name: str) -> str:
-    if name not in LISTS:
-        raise UserError(str(unknown("list", name, LISTS)))
-    return name
 
 
 def _stop(number: int, frame: object) -> NoReturn:

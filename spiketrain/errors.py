@@ -7,7 +7,6 @@ its message and leaves with status 2; from Python it is an ordinary exception. A
 import difflib
 from collections.abc import Iterable
 
-
 MOST_LISTED = 40
 
 

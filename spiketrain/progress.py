@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -50,7 +51,7 @@ class Display:
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=self.console, disable=quiet or not sys.stderr.isatty())
-        fields = {"epoch": start + 1, "epochs": epochs, "loss": float("nan"), "accuracy": 0.0, "rate": 0.0}
+        fields: dict[str, Any] = {"epoch": start + 1, "epochs": epochs, "loss": float("nan"), "accuracy": 0.0, "rate": 0.0}
         self.task = self.progress.add_task("", total=epochs * batches, completed=start * batches, **fields)
         self.read_at = 0.0
 

@@ -16,7 +16,8 @@ def draw_curve(record: Record, file: Path) -> Path:
     left, right = figure.subplots(1, 2)
     for axes, name, unit in ((left, "accuracy", "%"), (right, "loss", "")):
         for part, colour in (("train", "#9a9a9a"), ("test", "#c8442a")):
-            axes.plot(epochs, [e[f"{part}_{name}"] for e in record.curve], color=colour, marker=".", label="training" if part == "train" else part)
+            label = "training" if part == "train" else part
+            axes.plot(epochs, [e[f"{part}_{name}"] for e in record.curve], color=colour, marker=".", label=label)
         axes.set_xlabel("epoch")
         axes.set_title(f"{name} ({unit})" if unit else name, loc="left", fontsize=10)
         axes.grid(alpha=0.25)

@@ -86,7 +86,7 @@ def train(
             loss, accuracy = meter.read()
             spent = time.perf_counter() - begun
             if not math.isfinite(loss):
-                raise UserError(f"the loss became {loss} in epoch {epoch + 1}: lower --lr or set --clip-grad; {folder} has the epoch before")
+                raise UserError(f"the loss became {loss} in epoch {epoch + 1}: lower --lr or set --clip-grad ({folder} is kept)")
             begun = time.perf_counter()
             result = evaluate(tested, loader.test(), autocast, network_classes(recipe, data))
             seconds = {"train": seconds["train"] + spent, "eval": seconds["eval"] + time.perf_counter() - begun}

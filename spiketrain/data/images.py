@@ -36,8 +36,8 @@ class ImageSet:
 def fingerprint(inputs: Tensor, labels: Tensor) -> str:
     """SHA-256 of shape, pixels and labels, as hexadecimal text."""
     digest = hashlib.sha256(str(tuple(inputs.shape)).encode())
-    digest.update(np.ascontiguousarray(inputs.numpy()))
-    digest.update(np.ascontiguousarray(labels.numpy()))
+    for part in (inputs, labels):
+        digest.update(part.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -53,7 +53,11 @@ def statistics(inputs: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def in_memory(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: Sequence[str], split: str = "official") -> DataSet:
+Pair = tuple[Tensor, Tensor]
+"""Images `[N,C,H,W]` and labels `[N]`."""
+
+
+def in_memory(name: str, train: Pair, test: Pair, classes: Sequence[str], split: str = "official") -> DataSet:
     """A `DataSet` of uint8 images `[N,C,H,W]` and int64 labels, with the training images' own statistics."""
     mean, std = statistics(train[0])
     parts = [Split(inputs, labels, fingerprint(inputs, labels)) for inputs, labels in (train, test)]
@@ -179,7 +183,8 @@ def _read_classes(base: Path, classes: Sequence[str], size: int) -> tuple[Tensor
     for i, file in enumerate(files):
         image = read_image(file, size)
         if image.shape != first.shape:
-            raise UserError(f"{file}: {image.shape[1]}×{image.shape[0]} pixels, others have {first.shape[1]}×{first.shape[0]}: set --image-size")
+            here, others = (f"{a.shape[1]}×{a.shape[0]}" for a in (image, first))
+            raise UserError(f"{file}: {here} pixels, others have {others}: set --image-size")
         images[i] = image
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
@@ -195,7 +200,8 @@ def read_image(file: str | os.PathLike[str], size: int = 0) -> np.ndarray[tuple[
         raise UserError(f"{file}: not a whole image ({error}): replace or remove it") from error
     if size:
         scale = size / min(picture.size)
-        scaled = picture.resize((max(size, round(picture.width * scale)), max(size, round(picture.height * scale))), Image.Resampling.BILINEAR)
+        sides = [max(size, round(side * scale)) for side in picture.size]
+        scaled = picture.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
         left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
         picture = scaled.crop((left, top, left + size, top + size))
     return np.asarray(picture)

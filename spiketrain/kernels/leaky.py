@@ -115,7 +115,8 @@ class _Scan(torch.autograd.Function):
         c = tuple(n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True))
         needs = tuple(ctx.needs_input_grad[3:7])
         lam = grads[1]
-        grad_x, sums = [], [0.0 if n else None for n in needs]
+        grad_x: list[Tensor] = []
+        sums: list[Any] = [0.0 if n else None for n in needs]
         chunks = list(zip(x.split(CHUNK), grads[0].split(CHUNK), starts, strict=True))
         for piece, grad_s, v in reversed(chunks):
             g, lam, terms = _compiled(_backward)(piece, v, grad_s.contiguous(), lam, c, ctx.rule, needs)
@@ -132,7 +133,7 @@ def _total(term: Tensor, like: Tensor) -> Tensor:
 
 def _memory_order(x: Tensor) -> list[int]:
     """The axes of one step of x `[T,...]` from the slowest to the fastest in memory."""
-    return sorted(range(1, x.dim()), key=lambda d: (-x.stride(d), d))
+    return sorted(range(1, x.dim()), key=lambda d: (-x.stride()[d], d))
 
 
 def _flatten(x: Tensor, order: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -153,7 +154,7 @@ def scan(
     x: Tensor, v: Tensor | None, decay: Coefficient, gain: Coefficient, threshold: Coefficient, alpha: Coefficient, rule: Rule
 ) -> tuple[Tensor, Tensor]:
     """Twin of `functional.scan`: same arguments, same values, same gradients; keeps x alone for the backward pass."""
-    coefficients = (decay, gain, threshold, alpha)
+    coefficients: tuple[Coefficient, ...] = (decay, gain, threshold, alpha)
     order = _memory_order(x)
     channels = any(isinstance(c, Tensor) and c.dim() == 1 for c in coefficients)
     if channels:

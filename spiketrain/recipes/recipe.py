@@ -1,6 +1,7 @@
 """`Recipe`: everything that decides the outcome of a run, as one frozen value. The command line's flags are its fields."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from typing import Any
 from spiketrain.errors import UserError, unknown
 
 
-def _field(default: Any, group: str, text: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None) -> Any:
+def _field(
+    default: Any, group: str, text: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
     return dataclasses.field(default=default, metadata={"group": group, "help": text, "choices": choices, "low": low, "high": high})
 
 
@@ -21,7 +24,7 @@ class Recipe:
     name: str = _field("custom", "run", "what the run is called")
     seed: int = _field(0, "run", "of everything random", low=0)
     epochs: int = _field(10, "run", "passes over the training part", low=1)
-    precision: str = _field("auto", "run", "of convolutions and norms; auto: bf16 where the processor is fast at it", ("auto", "fp32", "bf16"))
+    precision: str = _field("auto", "run", "of convolutions and norms; auto: bf16 where it is fast", ("auto", "fp32", "bf16"))
     kernel: str = _field("auto", "run", "which implementation computes the neurons", ("auto", "reference", "compiled", "triton"))
     channels_last: bool = _field(True, "run", "keep images and weights with the channel as the fastest axis")
     division: str = _field(
@@ -33,11 +36,11 @@ class Recipe:
     image_size: int = _field(0, "data", "scale and crop the images of a folder to this side; 0: as they are", low=0)
     event_size: int = _field(48, "data", "side of event frames in pixels; 0: the sensor's own", low=0)
     split: str = _field("", "data", "how an event set is divided (see docs/events.md); empty: its default")
-    frames_by: str = _field("time", "data", "what makes a frame: equal time, equal count of events, a fixed window", ("time", "count", "window"))
+    frames_by: str = _field("time", "data", "a frame is an equal share of time, of events, or a fixed window", ("time", "count", "window"))
     frame_kind: str = _field("sum", "data", "what a frame holds", ("sum", "binary", "surface"))
     frame_window: int = _field(0, "data", "length of a frame in µs, for frames-by window", low=0)
     frame_resize: str = _field("events", "data", "move events (counts stay whole) or interpolate frames", ("events", "bilinear"))
-    normalize: str = _field("data", "data", "statistics that images are normalised with, training and test alike", ("data", "imagenet", "none"))
+    normalize: str = _field("data", "data", "statistics that normalise images, training and test alike", ("data", "imagenet", "none"))
     balanced: bool = _field(False, "data", "draw training samples with replacement, every class as often")
     limit: int = _field(0, "data", "train on this many samples only; 0: all", low=0)
 
@@ -150,7 +153,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
         value = float(value) if good else value
     else:
         good = type(value) is kind
-    if not good or (kind is float and value != value):
+    if not good or (kind is float and math.isnan(value)):
         raise UserError(f"{field.name} must be {kind.__name__}, not {value!r}")
     meta = field.metadata
     if meta["choices"] and value not in meta["choices"]:
