@@ -1,4 +1,4 @@
-"""The command line: `spiketrain train | eval | list | data`. A mistake of the user's is one line and exit status 2."""
+"""The command line: `spiketrain train | eval | report | list`. A mistake of the user's is one line and exit status 2."""
 
 import argparse
 import difflib
@@ -140,6 +140,19 @@ def _eval(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from spiketrain.report import load_records, table, write_table
+
+    records = load_records(Path(options.results))
+    if not records:
+        raise UserError(f"{options.results}: no record (*.json) there")
+    if options.into:
+        write_table(Path(options.into), records)
+    else:
+        print(table(records))
+    return 0
+
+
 def _first_line(thing: Any) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
 
@@ -215,6 +228,11 @@ def _parser() -> Parser:
     test.add_argument("record", metavar="RECORD", help="a run's folder, or the record.json in it")
     _add_places(test)
     test.set_defaults(run=_eval, parser=test)
+
+    tables = commands.add_parser("report", help="tables from records", allow_abbrev=False, formatter_class=Wide)
+    tables.add_argument("--results", default="results", metavar="DIR", help="folder of records *.json (default: results)")
+    tables.add_argument("--into", metavar="FILE", help="write the table between the markers of this file, as README.md has them")
+    tables.set_defaults(run=_report, parser=tables)
 
     names = commands.add_parser("list", help="what there is, by name", allow_abbrev=False, formatter_class=Wide)
     names.add_argument("what", metavar="WHAT", help=" | ".join(LISTS))

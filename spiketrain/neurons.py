@@ -4,7 +4,6 @@ A neuron holds no state. Called on a sequence `[T,...]` it starts from rest and 
 take and return the state for whoever needs time in pieces.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -110,7 +109,7 @@ class LIF(Leaky):
 
     def __init__(self, tau: Coefficient = 2.0, **leaky: Any) -> None:
         super().__init__(**leaky)
-        _check_tau(tau, at_least=1.0)
+        _check_tau(tau, bool((torch.as_tensor(tau) >= 1).all()), "at least 1 step")
         self.tau = tau if isinstance(tau, Tensor) else float(tau)
 
     def coefficients(self) -> tuple[Coefficient, Coefficient]:
@@ -126,7 +125,7 @@ class PLIF(Leaky):
 
     def __init__(self, tau: Coefficient = 2.0, **leaky: Any) -> None:
         super().__init__(**leaky)
-        _check_tau(tau, at_least=math.nextafter(1.0, 2.0))
+        _check_tau(tau, bool((torch.as_tensor(tau) > 1).all()), "more than 1 step")
         self.w = nn.Parameter(-torch.log(_as_tensor(tau) - 1))
 
     def coefficients(self) -> tuple[Coefficient, Coefficient]:
@@ -185,7 +184,6 @@ def _as_tensor(value: Coefficient) -> Tensor:
     return value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
 
 
-def _check_tau(tau: Coefficient, at_least: float) -> None:
-    if bool((torch.as_tensor(tau) < at_least).any()):
-        bound = "at least 1 step" if at_least == 1.0 else "more than 1 step"
+def _check_tau(tau: Coefficient, good: bool, bound: str) -> None:
+    if not good:
         raise UserError(f"tau must be {bound}, not {tau}")

@@ -1,8 +1,60 @@
 """Records → pictures and tables. Reads files, trains nothing."""
 
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
+from spiketrain.errors import UserError
 from spiketrain.record import Record
+
+BEGIN, END = "<!-- results: begin (written by `spiketrain report`) -->", "<!-- results: end -->"
+HEAD = ("data", "recipe", "network", "T", "test accuracy (last epoch)", "parameters", "firing rate", "training", "command")
+
+
+def load_records(folder: Path) -> list[Record]:
+    """Every promoted record: the files `folder/*.json`, in the order of their names."""
+    return [Record.load(file) for file in sorted(folder.glob("*.json"))]
+
+
+def table(records: Iterable[Record]) -> str:
+    """A Markdown table with a row a recipe: its runs with different seeds are one row, mean ± standard deviation."""
+    runs: dict[str, list[Record]] = {}
+    for record in records:
+        key = {k: v for k, v in record.recipe.items() if k != "seed"}
+        runs.setdefault(f"{record.data['name']} {record.recipe['name']} {sorted(key.items())}", []).append(record)
+    lines = [HEAD, tuple("---" for _ in HEAD), *(_row(runs[key]) for key in sorted(runs))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_table(file: Path, records: Iterable[Record]) -> None:
+    """Puts the table between the two markers of a Markdown file; `UserError` where they are absent."""
+    text = file.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{file}: the lines {BEGIN!r} and {END!r} are not in it")
+    file.write_text(f"{before}{BEGIN}\n{table(records)}\n{END}{after}", encoding="utf-8")
+
+
+def _row(runs: list[Record]) -> tuple[str, ...]:
+    first, r = runs[0], runs[0].recipe
+    accuracies = [run.test_accuracy for run in runs]
+    accuracy = f"{statistics.mean(accuracies):.2f}"
+    accuracy += f" ± {statistics.stdev(accuracies):.2f} (n = {len(runs)})" if len(runs) > 1 else f" (seed {first.seed})"
+    rates = [rate for run in runs for rate in run.firing_rates.values()]
+    seconds = statistics.mean(run.train_seconds for run in runs)
+    where = first.machine.get("accelerator") or f"{first.machine['threads']} cores, {first.machine['processor']}"
+    return (
+        first.data["name"],
+        r["name"],
+        f"{r['model']}, {r['neuron']}, {r['surrogate']}",
+        str(r["steps"]),
+        accuracy,
+        f"{first.parameters:,}",
+        f"{statistics.mean(rates):.3f}" if rates else "–",
+        f"{seconds:.0f} s, {first.precision}, {where}",
+        f"`{first.command}`",
+    )
 
 
 def draw_curve(record: Record, file: Path) -> Path:

@@ -69,9 +69,9 @@ def test_same_seed_same_bits_other_seed_other_bits(run, tmp_path):
 
 
 EVERYTHING = {
-    "epochs": 3, "limit": 256, "width": 0.25, "batch_size": 32, "optimizer": "nadamw", "ema": 0.9, "mixup": 0.3, "cutmix": 0.5, "erase": 0.3,
-    "randaugment": "rand-m5-n1-mstd0.5", "flip": True, "accumulate": 2, "schedule_by": "epoch", "neuron": "plif", "learn_alpha": True,
-    "loss": "tet", "tet_lambda": 0.05, "encoder": "rate",
+    "epochs": 3, "limit": 256, "width": 0.25, "batch_size": 32, "optimizer": "nadamw", "ema": 0.9, "mixup": 0.3, "cutmix": 0.5,
+    "erase": 0.3, "randaugment": "rand-m5-n1-mstd0.5", "flip": True, "accumulate": 2, "schedule_by": "epoch", "neuron": "plif",
+    "learn_alpha": True, "loss": "tet", "tet_lambda": 0.05, "encoder": "rate",
 }  # fmt: skip
 
 

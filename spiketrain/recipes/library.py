@@ -21,8 +21,8 @@ def mnist() -> Recipe:
 def cifar10_small() -> Recipe:
     """CIFAR-10 on a laptop: a small LIF network at T=2, minutes instead of hours."""
     return Recipe(
-        name="cifar10-small", data="cifar10", model="small_convnet", steps=2, epochs=8, batch_size=100, lr=5e-3, weight_decay=0.02,
-        crop=4, flip=True, smoothing=0.1,
+        name="cifar10-small", data="cifar10", model="small_convnet", steps=2, epochs=8, batch_size=100, optimizer="muon", lr=0.04,
+        weight_decay=0.02, threshold=0.5, surrogate="qgate", crop=4, flip=True, smoothing=0.1,
     )  # fmt: skip
 
 

@@ -1,0 +1,62 @@
+"""A file imports only from floors below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "spiketrain"
+NETWORK = {"functional", "kernels", "neurons", "layers", "models"}
+ALLOWED = {
+    "errors": set(),
+    "functional": {"errors"},
+    "kernels": {"errors", "functional"},
+    "neurons": {"errors", "functional", "kernels"},
+    "layers": {"errors", "functional", "kernels", "neurons"},
+    "models": {"errors", "functional", "kernels", "neurons", "layers"},
+    "data": {"errors"},
+    "objective": {"errors"},
+    "recipes": {"errors"},
+    "record": {"errors"},
+    "report": {"errors", "record"},
+    "progress": {"errors"},
+    "checkpoint": {"errors"},
+    "evaluate": {"errors", "models", "neurons", "objective"},
+    "assemble": {"errors", "data", "models", "recipes"},
+    "train": {"errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def floor(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(file: Path) -> set[str]:
+    """Parts of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "spiketrain":
+            parts = node.module.split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("spiketrain.")}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_file_imports_only_from_floors_below(file):
+    name = floor(file)
+    if name in ("__init__", "__main__", "cli"):
+        return
+    assert imported(file) - {name} <= ALLOWED[name]
+
+
+def test_data_and_records_know_nothing_of_networks():
+    for name in ("data", "objective", "recipes", "record", "report"):
+        assert not ALLOWED[name] & NETWORK
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_a_file_is_short(file):
+    assert len(file.read_text().splitlines()) <= 400
