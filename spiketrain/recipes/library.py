@@ -6,8 +6,8 @@ from spiketrain.recipes.recipe import Recipe
 def digits() -> Recipe:
     """Handwritten digits, 8×8: a convolutional LIF network at T=4, in under a minute on a laptop."""
     return Recipe(
-        name="digits", data="digits", model="digits_convnet", steps=4, epochs=16, batch_size=64, lr=4e-3, weight_decay=0.02,
-        crop=1, precision="fp32", kernel="reference", clip_grad=1.0,
+        name="digits", data="digits", model="digits_convnet", steps=4, epochs=24, batch_size=64, optimizer="muon", lr=0.04,
+        weight_decay=0.02, crop=1, smoothing=0.1, precision="fp32", kernel="reference",
     )  # fmt: skip
 
 
