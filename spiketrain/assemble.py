@@ -96,8 +96,14 @@ def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
 
 
 def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Network:
-    """The recipe's network for this data set, freshly initialised from the global generators."""
-    network = models.build(
+    """The recipe's network for this data set, on the device, freshly initialised from the global generators."""
+    network = network_from(recipe, data.sample_shape[0], network_classes(recipe, data)).to(device)
+    return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload]
+
+
+def network_from(recipe: Recipe, channels: int, classes: int) -> Network:
+    """The recipe's network for inputs of so many channels."""
+    return models.build(
         recipe.model,
         neuron=recipe.neuron,
         tau=recipe.tau,
@@ -111,14 +117,13 @@ def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Networ
         learn_alpha=recipe.learn_alpha,
         kernel=recipe.kernel,
         norm=recipe.norm,
-        in_channels=data.sample_shape[0],
-        num_classes=network_classes(recipe, data),
+        in_channels=channels,
+        num_classes=classes,
         steps=recipe.steps,
         width=recipe.width,
         encoder=recipe.encoder,
         flatten_time=recipe.flatten_time,
-    ).to(device)
-    return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload,no-any-return]
+    )
 
 
 def make_optimizer(recipe: Recipe, network: nn.Module, batches: int) -> tuple[torch.optim.Optimizer, Any]:

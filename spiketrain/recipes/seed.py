@@ -77,7 +77,7 @@ def data_options(data: str, classes: int) -> dict[str, object]:
         return {"crop": 4, "flip": True, "randaugment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "normalize": "imagenet"}
     events: dict[str, object] = {"event_size": 48, "frame_resize": "bilinear"}
     if data == "dvsc10":
-        events["event_augment"] = ("crop_flip_rotate",)
+        events["event_augment"] = ("crop-flip-rotate",)
     if data == "dvsg":
         events["event_augment"] = ("crop",)
     if data == "NCALTECH101":
