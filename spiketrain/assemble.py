@@ -10,6 +10,7 @@ from torch import nn
 
 from spiketrain import models
 from spiketrain.data import sets
+from spiketrain.data.event_prepare import EventPrepare
 from spiketrain.data.image_augment import ImageAugment
 from spiketrain.data.loader import Loader, Prepare
 from spiketrain.data.types import DataSet
@@ -74,7 +75,12 @@ def network_classes(recipe: Recipe, data: DataSet) -> int:
 def make_prepare(recipe: Recipe, data: DataSet) -> Prepare:
     """What makes a network's input of the stored bytes of this data set."""
     if data.train.framed:
-        raise UserError("event data cannot be trained on yet")
+        return EventPrepare(
+            network_classes(recipe, data), recipe.event_augment, recipe.event_mix_beta, recipe.event_mix_prob, recipe.event_mix_count,
+            recipe.event_mix_components, recipe.event_randaug_n, recipe.event_randaug_m,
+        )  # fmt: skip
+    if recipe.event_augment:
+        raise UserError(f"event_augment is for event data, and {data.name} has images: leave it empty")
     channels = data.sample_shape[0]
     mean, std = data.mean, data.std
     if recipe.normalize == "imagenet" and channels == len(IMAGENET[0]):
