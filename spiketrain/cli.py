@@ -1,4 +1,4 @@
-"""The command line: `spiketrain train | eval | report | list`. A mistake of the user's is one line and exit status 2."""
+"""The command line: `spiketrain train | eval | report | data | list`. A mistake of the user's is one line and exit status 2."""
 
 import argparse
 import difflib
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from spiketrain import cli_data
 from spiketrain.errors import UserError, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 
@@ -233,6 +234,9 @@ def _parser() -> Parser:
     tables.add_argument("--results", default="results", metavar="DIR", help="folder of records *.json (default: results)")
     tables.add_argument("--into", metavar="FILE", help="write the table between the markers of this file, as README.md has them")
     tables.set_defaults(run=_report, parser=tables)
+
+    data = cli_data.add(commands, allow_abbrev=False, formatter_class=Wide)
+    data.set_defaults(run=cli_data.run, parser=data)
 
     names = commands.add_parser("list", help="what there is, by name", allow_abbrev=False, formatter_class=Wide)
     names.add_argument("what", metavar="WHAT", help=" | ".join(LISTS))

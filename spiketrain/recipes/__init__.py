@@ -9,6 +9,7 @@ from spiketrain.recipes.recipe import FIELDS, Recipe, field_type
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": library.digits,
     "digits-dvs": library.digits_dvs,
+    "dvs128-objects": library.dvs128_objects,
     "mnist": library.mnist,
     "cifar10-small": library.cifar10_small,
     **seed.recipes(),

@@ -29,6 +29,15 @@ def cifar10_small() -> Recipe:
 def digits_dvs() -> Recipe:
     """The digits before a simulated event camera: recordings made on first use, no download."""
     return Recipe(
-        name="digits-dvs", data="digits_dvs", model="small_convnet", width=0.5, steps=6, event_size=0, epochs=10, batch_size=64, lr=4e-3,
-        weight_decay=0.02, kernel="reference", precision="fp32",
+        name="digits-dvs", data="digits_dvs", model="small_convnet", width=0.5, steps=6, event_size=0, epochs=10, batch_size=64,
+        optimizer="muon", lr=0.02, weight_decay=0.02, threshold=0.5, surrogate="qgate", smoothing=0.1, kernel="reference", precision="fp32",
+    )  # fmt: skip
+
+
+def dvs128_objects() -> Recipe:
+    """Real DVS128 recordings of five objects: 200 ms windows, trained on one session and tested on another."""
+    return Recipe(
+        name="dvs128-objects", data="dvs128-objects", model="small_convnet", width=0.5, steps=5, event_size=48, epochs=20, batch_size=32,
+        optimizer="muon", lr=0.02, weight_decay=0.02, threshold=0.5, surrogate="qgate", smoothing=0.1, kernel="reference", precision="fp32",
+        event_augment=("crop-flip-rotate",),
     )  # fmt: skip
