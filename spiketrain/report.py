@@ -1,5 +1,6 @@
 """Records → pictures and tables. Reads files, trains nothing."""
 
+import shlex
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,8 +54,15 @@ def _row(runs: list[Record]) -> tuple[str, ...]:
         f"{first.parameters:,}",
         f"{statistics.mean(rates):.3f}" if rates else "–",
         f"{seconds:.0f} s, {first.precision}, {where}",
-        f"`{first.command}`",
+        f"`{_portable(first.command)}`",
     )
+
+
+def _portable(command: str) -> str:
+    """A command without the flags that name places and devices of the machine it ran on."""
+    words = shlex.split(command)
+    places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device")}
+    return shlex.join(word for i, word in enumerate(words) if i not in places and i - 1 not in places)
 
 
 def draw_curve(record: Record, file: Path) -> Path:

@@ -57,8 +57,8 @@ def caltech101(tmp_path_factory):
     for i, name in enumerate(CALTECH):
         folder = root / "DVS" / "NCALTECH101" / "NCALTECH101" / "Caltech101" / name
         folder.mkdir(parents=True)
-        for j in range(3):
-            write.write_bin(folder / f"image_{j:04d}.bin", recording(3 * i + j, 100, 100))
+        for j in range(6):  # of six, nine tenths are five
+            write.write_bin(folder / f"image_{j:04d}.bin", recording(6 * i + j, 100, 100))
     return root
 
 
