@@ -12,7 +12,7 @@ from spiketrain.data.types import EVENT, Recording
 from spiketrain.record import Record
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "img_cls" / "bp"))
-import main as old  # noqa: E402
+import main as old
 
 SMALL = ["--event-size", "16", "--step", "2", "--batch-size", "4", "--epochs", "1", "--device", "0"]
 
