@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -161,8 +162,10 @@ def _first_line(thing: Any) -> str:
 def _list(options: argparse.Namespace) -> int:
     if options.what not in LISTS:
         raise unknown("list", options.what, LISTS)
-    for name, text in LISTS[options.what]():
-        print(f"{name:<24} {text}")
+    rows = LISTS[options.what]()
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
     return 0
 
 
@@ -214,6 +217,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     train = commands.add_parser("train", help="train a network by a recipe", allow_abbrev=False, formatter_class=Wide)
+    train.usage = "spiketrain train RECIPE [--epochs N] [--seed N] [--any-field VALUE] …"
     train.description = "Train a network by a recipe; every flag below the first group changes one field of it."
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name: spiketrain list recipes")
     train.add_argument("--output", default="runs", metavar="DIR", help="where the run's folder is made (default: runs)")
@@ -260,6 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return STOPPED
+    except BrokenPipeError:  # whoever read the output, a pager or head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
 

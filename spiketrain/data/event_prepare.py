@@ -1,6 +1,7 @@
 """Stored event frames → what a network takes: floats, time first, augmented and mixed. The twin of `image_augment` for events."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,4 +59,5 @@ class EventPrepare:
     def _mix(self, name: str) -> Mix:
         if name == "eventmix":
             return functools.partial(eventmix, beta=self.mix_beta, prob=self.mix_prob, components=self.mix_components)
-        return functools.partial(MIXES[name], beta=self.mix_beta, prob=self.mix_prob)
+        mix: Callable[..., tuple[Tensor, Tensor]] = MIXES[name]
+        return functools.partial(mix, beta=self.mix_beta, prob=self.mix_prob)

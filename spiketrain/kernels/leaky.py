@@ -15,6 +15,7 @@ potentials are kept: the code that is compiled stays short however long the sequ
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -89,6 +90,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # torch gives up after 8 variants of a function; modes × numbers of steps × dtypes in one process are more than that
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+    # it warns of a CUDA toolkit without a GPU each time the C++ compiler is looked for
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # dynamic: one kernel serves layers of every size; the number of steps is unrolled, so each T has its own
     return torch.compile(function, dynamic=True, fullgraph=True)
 
