@@ -96,7 +96,8 @@ def train(
             _save(folder, recipe, epoch + 1, network, optimizer, scheduler, ema, curve, seconds)
             for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr"):
                 logs and logs.add_scalar(name, curve[-1][name], epoch + 1)
-        result = evaluate(tested, loader.test(), autocast, network_classes(recipe, data))
+        if start == recipe.epochs:  # resumed after its last epoch, before its record
+            result = evaluate(tested, loader.test(), autocast, network_classes(recipe, data))
     digest = checkpoint.save_weights(folder / checkpoint.WEIGHTS, tested.state_dict())
     return _record(recipe, data, tested, result, curve, seconds, warm, where, bf16, command, digest).save(folder)
 

@@ -1,6 +1,5 @@
 """Event data sets by name: layouts, splits, labels, and one clear line where something is not as it should be."""
 
-import ast
 import os
 import tarfile
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from spiketrain.data import event_sets
 from spiketrain.data.event_layouts import RULES, natural
 from spiketrain.data.event_sets import CALTECH, CIFAR, GESTURES, SETS, files, known, load
 from spiketrain.data.events import to_frames
@@ -22,7 +20,6 @@ from spiketrain.data.types import EVENT, Recording
 from spiketrain.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("SPIKETRAIN_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 @pytest.fixture(autouse=True)
@@ -240,11 +237,8 @@ def test_info(tmp_path, name):
     assert ("is not in" in text) == (name == "dvsc10")
 
 
-def test_the_14_real_recordings(tmp_path):
-    archive = SHARED / "dvs128_objects" / "aedat2_raw.tar.xz"
-    if not archive.is_file():
-        pytest.skip("no dvs128_objects/aedat2_raw.tar.xz under SPIKETRAIN_SHARED_DATA")
-    with tarfile.open(archive) as tar:
+def test_the_14_real_recordings(shared_data, tmp_path):
+    with tarfile.open(shared_data / "dvs128_objects" / "aedat2_raw.tar.xz") as tar:
         tar.extractall(tmp_path, filter="data")
     data = load("dvs128-objects", tmp_path, steps=8)
     assert data.classes == ("box", "mug", "cutter", "pencil", "scissors") and data.split_rule == "session-1-2"
@@ -259,15 +253,3 @@ def test_the_14_real_recordings(tmp_path):
     swapped = load("dvs128-objects", tmp_path, steps=8, split="session-2-1")
     assert torch.equal(swapped.train.labels, data.test.labels)
     assert show("dvs128-objects", 100, tmp_path / "object", tmp_path)[0].is_file()
-
-
-def test_data_knows_nothing_about_networks():
-    above = {"neurons", "models", "layers", "train", "kernels", "functional", "objective", "recipes", "record", "report", "cli"}
-    for file in Path(event_sets.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{a.name}" for a in node.names]
-            for name in names:
-                parts = name.split(".")
-                assert parts[0] != "spiketrain" or parts[1] not in above, f"{file}: imports {name}"

@@ -86,17 +86,18 @@ def test_options_change_the_recipe(flags, field, value):
 
 OLD_OPTIONS = """
     dataset model pretrained initial-checkpoint resume eval_checkpoint no-resume-opt num-classes gp eval device seed num-gpu
-    local_rank output tensorboard-dir suffix log-interval recovery-interval save-images eval-metric tta batch-size validation-
-    batch-size-multiplier workers pin-mem no-prefetcher use-multi-epochs-loader img-size crop-pct mean std interpolation train-
-    interpolation no-aug scale ratio hflip color-jitter aug-splits vflip aa reprob remode recount resplit train-portion event-size
-    opt opt-eps opt-betas momentum weight-decay clip-grad lr sched epochs warmup-epochs warmup-lr min-lr cooldown-epochs lr-noise
-    lr-noise-pct lr-noise-std lr-cycle-mul lr-cycle-limit decay-epochs decay-rate patience-epochs start-epoch adam-epoch power
-    noisy-grad model-ema model-ema-decay model-ema-force-cpu amp native-amp apex-amp channels-last sync-bn dist-bn split-bn bn-tf
-    bn-momentum bn-eps loss-fn smoothing jsd tet-loss critical-loss mixup cutmix cutmix-minmax mixup-prob mixup-switch-prob mixup-
-    mode mixup-off-epoch drop drop-connect drop-path drop-block reset-drop newton-maxiter kernel-method step encode node-type act-
-    fun threshold tau requires-thres-grad sigmoid-thres layer-by-layer temporal-flatten n_groups adaptive-node n-encode-type
-    n-preact rand-step spike-output sew-cnf conv-type node-resume mix-up cut-mix event-mix cutmix_beta cutmix_prob cutmix_num
-    cutmix_noise gaussian-n rand-aug randaug_n randaug_m spike-rate visualize tsne conf-mat mem-dist adaptation-info
+    local_rank output tensorboard-dir suffix log-interval recovery-interval save-images eval-metric tta batch-size
+    validation-batch-size-multiplier workers pin-mem no-prefetcher use-multi-epochs-loader img-size crop-pct mean std
+    interpolation train-interpolation no-aug scale ratio hflip color-jitter aug-splits vflip aa reprob remode recount resplit
+    train-portion event-size opt opt-eps opt-betas momentum weight-decay clip-grad lr sched epochs warmup-epochs warmup-lr min-lr
+    cooldown-epochs lr-noise lr-noise-pct lr-noise-std lr-cycle-mul lr-cycle-limit decay-epochs decay-rate patience-epochs
+    start-epoch adam-epoch power noisy-grad model-ema model-ema-decay model-ema-force-cpu amp native-amp apex-amp channels-last
+    sync-bn dist-bn split-bn bn-tf bn-momentum bn-eps loss-fn smoothing jsd tet-loss critical-loss mixup cutmix cutmix-minmax
+    mixup-prob mixup-switch-prob mixup-mode mixup-off-epoch drop drop-connect drop-path drop-block reset-drop newton-maxiter
+    kernel-method step encode node-type act-fun threshold tau requires-thres-grad sigmoid-thres layer-by-layer temporal-flatten
+    n_groups adaptive-node n-encode-type n-preact rand-step spike-output sew-cnf conv-type node-resume mix-up cut-mix event-mix
+    cutmix_beta cutmix_prob cutmix_num cutmix_noise gaussian-n rand-aug randaug_n randaug_m spike-rate visualize tsne conf-mat
+    mem-dist adaptation-info
 """.split()
 
 
