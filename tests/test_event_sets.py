@@ -21,7 +21,6 @@ from spiketrain.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 
-
 @pytest.fixture(autouse=True)
 def no_cache_elsewhere(monkeypatch):
     monkeypatch.delenv("SPIKETRAIN_CACHE", raising=False)
