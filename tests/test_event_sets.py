@@ -19,7 +19,6 @@ from spiketrain.data.show import info, show
 from spiketrain.data.types import EVENT, Recording
 from spiketrain.errors import UserError
 
-REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def no_cache_elsewhere(monkeypatch):
