@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from spiketrain.data import event_augment as ea
 from spiketrain.data import event_mix as em
+from spiketrain.data.event_prepare import EventPrepare
 from spiketrain.errors import UserError
 
 MOVES = ["flip", "crop", "rotate", "shear", "roll", "crop-flip-rotate", "nda", "polarity-flip", "cutout", "cutout-time"]
@@ -278,12 +279,19 @@ def test_eventmix_of_recordings_without_events():
     assert all(mixed[b, 0] == pytest.approx(1.0) for b in full), "only class 0 has events"
 
 
-def test_apply_by_name():
-    frames, labels = batch(), soft()
-    out, mixed = seeded(ea.apply, frames, labels, ["randaugment", "crop-flip-rotate", "eventmix"])
-    assert out.shape == frames.shape and mixed.shape == labels.shape
+def test_a_batch_is_prepared_by_name():
+    stored = torch.randint(0, 9, (4, 5, 2, 12, 12), dtype=torch.uint8)
+    kept, labels = stored.clone(), torch.tensor([0, 1, 2, 0])
+    prepare = EventPrepare(3, ("randaugment", "crop-flip-rotate", "eventmix"), mix_prob=1.0)
+    frames, weights = seeded(prepare.train, stored, labels)
+    again, _ = seeded(prepare.train, stored, labels)
+    assert frames.shape == (5, 4, 2, 12, 12) and frames.dtype == torch.float32 and torch.equal(frames, again)
+    assert frames[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(4))
+    assert torch.equal(prepare.train(stored, labels, mix=False)[1], labels)
+    assert torch.equal(prepare.plain(stored), stored.transpose(0, 1).float()) and torch.equal(stored, kept)
     with pytest.raises(UserError, match="did you mean 'eventmix'"):
-        ea.apply(frames, labels, ["event-mix"])
+        EventPrepare(3, ("event-mix",))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

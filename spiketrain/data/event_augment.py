@@ -1,8 +1,7 @@
 """Augmentations for batches of event frames `[T,B,2,H,W]`, on the frames' own device, each sample with a draw of its own.
 
-`AUGMENTATIONS` (frames → frames) and `MIXES` (frames, soft labels `[B,K]` → the same two) list them by name. The input
-is never written to; shape and dtype stay. Whatever moves or removes events takes any dtype; whatever adds fractions
-(blur, mixup) or draws from counts (`event_drop`, `time_jitter`, `salt`) takes floating-point frames.
+`AUGMENTATIONS` (frames → frames) lists them by name; what mixes samples is in `event_mix`. The input is never written to;
+shape and dtype stay. Whatever moves or removes events takes any dtype; whatever adds fractions (blur) or draws from counts (`event_drop`, `time_jitter`, `salt`) takes floating-point frames.
 
 Randomness is torch's global generator. Numbers drawn once a sample come from the CPU's, so the same seed gives the same
 rotations on every device; numbers drawn once a pixel come from the device's.
@@ -12,14 +11,13 @@ composed first and the frames are moved once, by nearest pixel: an event stays o
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spiketrain.data.event_mix import MIXES, Mix
-from spiketrain.errors import UserError, unknown
+from spiketrain.errors import UserError
 
 Augmentation = Callable[[Tensor], Tensor]
 
@@ -183,19 +181,6 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "event-drop": event_drop,
     "time-jitter": time_jitter,
 }
-
-
-def apply(frames: Tensor, labels: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
-    """The named augmentations and mixes in the order given; labels are soft, `[B,K]`, where a mix is among them."""
-    for name in names:
-        if name in AUGMENTATIONS:
-            frames = AUGMENTATIONS[name](frames)
-        elif name in MIXES:
-            mix: Mix = MIXES[name]
-            frames, labels = mix(frames, labels)
-        else:
-            raise unknown("augmentation", name, [*AUGMENTATIONS, *MIXES])
-    return frames, labels
 
 
 def _needs_float(name: str, frames: Tensor) -> None:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from spiketrain.data.event_augment import AUGMENTATIONS, randaugment
@@ -36,8 +35,7 @@ class EventPrepare:
 
     def plain(self, inputs: Tensor) -> Tensor:
         """Frames as stored `[B,T,2,H,W]` → float32 `[T,B,2,H,W]`, counts as they are, each step channels-last in memory."""
-        frames = inputs.permute(1, 0, 3, 4, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return frames.permute(0, 1, 4, 2, 3)
+        return _channels_last(inputs.transpose(0, 1).float())
 
     def train(self, inputs: Tensor, labels: Tensor, mix: bool = True) -> tuple[Tensor, Tensor]:
         """As `plain`, augmented; labels `[B]`, or weights `[B,K]` where samples are mixed."""
@@ -49,7 +47,7 @@ class EventPrepare:
                 labels = soft(labels, self.classes) if labels.dim() == 1 else labels
                 for _ in range(self.mix_count):
                     frames, labels = self._mix(name)(frames, labels)
-        return frames, labels
+        return _channels_last(frames), labels
 
     def _augmentation(self, name: str) -> functools.partial[Tensor]:
         if name == "randaugment":
@@ -61,3 +59,8 @@ class EventPrepare:
             return functools.partial(eventmix, beta=self.mix_beta, prob=self.mix_prob, components=self.mix_components)
         mix: Callable[..., tuple[Tensor, Tensor]] = MIXES[name]
         return functools.partial(mix, beta=self.mix_beta, prob=self.mix_prob)
+
+
+def _channels_last(frames: Tensor) -> Tensor:
+    """`[T,B,2,H,W]` with the channel as the fastest axis in memory: what convolutions are fast at."""
+    return frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
