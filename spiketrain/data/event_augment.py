@@ -1,7 +1,8 @@
 """Augmentations for batches of event frames `[T,B,2,H,W]`, on the frames' own device, each sample with a draw of its own.
 
 `AUGMENTATIONS` (frames → frames) lists them by name; what mixes samples is in `event_mix`. The input is never written to;
-shape and dtype stay. Whatever moves or removes events takes any dtype; whatever adds fractions (blur) or draws from counts (`event_drop`, `time_jitter`, `salt`) takes floating-point frames.
+shape and dtype stay. Whatever moves or removes events takes any dtype; whatever adds fractions (`blur`) or draws from counts
+(`event_drop`, `time_jitter`, `salt`) takes floating-point frames.
 
 Randomness is torch's global generator. Numbers drawn once a sample come from the CPU's, so the same seed gives the same
 rotations on every device; numbers drawn once a pixel come from the device's.
