@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def load(path: Path) -> Checkpoint:
     """Reads one checkpoint folder; `UserError` where it is damaged. Nothing in it is executed."""
     state_file = path / "state.pt"
     try:
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of pickle protocols, when what is damaged looks like one
+            warnings.simplefilter("ignore")
+            state = torch.load(state_file, map_location="cpu", weights_only=True)
         state["recipe"] = json.loads(state["recipe"])
         return Checkpoint(weights=_read_weights(path / WEIGHTS), **state)
     except UserError:

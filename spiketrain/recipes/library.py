@@ -12,9 +12,10 @@ def digits() -> Recipe:
 
 
 def mnist() -> Recipe:
-    """MNIST, 28×28, with a small convolutional LIF network at T=4."""
+    """MNIST, 28×28, with a small convolutional LIF network at T=2."""
     return Recipe(
-        name="mnist", data="mnist", model="small_convnet", width=0.5, steps=4, epochs=5, batch_size=128, lr=4e-3, weight_decay=0.02, crop=2,
+        name="mnist", data="mnist", model="small_convnet", width=0.5, steps=2, epochs=4, batch_size=128, optimizer="muon", lr=0.02,
+        weight_decay=0.02, threshold=0.5, surrogate="qgate", smoothing=0.1, crop=2,
     )  # fmt: skip
 
 

@@ -1,60 +1,44 @@
 """The command line of the benchmark that spiketrain replaces, flag for flag, on top of `spiketrain.train`.
 
     python main.py --model cifar_convnet --node-type LIFNode --dataset cifar10 --step 4 --batch-size 128 --act-fun QGateGrad --device 0
+
+options.py has every option of the older script and what becomes of it, names.py every name that an option can take.
 """
 
 import argparse
 import difflib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from options import OPTIONS, REFUSED, Option
+from names import DATA, NODES, SIDES, Data, choose, slope
+from options import EVERY, IDLE, OPTIONS, REFUSED, Option
 
 from spiketrain.errors import UserError, unknown
 from spiketrain.recipes import Recipe, seed
 
-DATA = {
-    "cifar10": "cifar10", "cifar100": "cifar100", "mnist": "mnist", "fashion": "fashion", "dvsc10": "dvsc10", "dvsg": "dvsg",
-    "NCALTECH101": "NCALTECH101", "nmnist": "nmnist", "NCARS": "ncars",
-}  # fmt: skip
-SHAPES = {
-    "cifar10": (3, 32, 10), "cifar100": (3, 32, 100), "mnist": (1, 28, 10), "fashion": (1, 28, 10), "dvsc10": (2, 0, 10),
-    "dvsg": (2, 0, 11), "NCALTECH101": (2, 0, 101), "nmnist": (2, 0, 10), "ncars": (2, 0, 2),
-}  # fmt: skip
-"""Data set → channels, side (0: --event-size), classes; for --dry-run, which reads no data."""
-MODELS = ("cifar_convnet", "dvs_convnet", "mnist_convnet", "resnet9", "resnet18", "resnet34", "resnet50")
-NODES = {"IFNode": "if", "LIFNode": "lif", "PLIFNode": "plif", "ReLUNode": "relu"}
-SURROGATES = {
-    # name: surrogate, alpha, fires at u > θ only
-    "Atan": ("atan", 2.0, True), "QGate": ("qgate", 2.0, True), "Gate": ("gate", 2.0, True), "Sigmoid": ("sigmoid", 2.0, False),
-    "ReLU": ("relu", 2.0, False), "STDP": ("relu", 1.0, True), "BackEIGate": ("rectangle", 1.0, True),
-}  # fmt: skip
-NOT_HERE = {
-    "--dataset": {
-        "imnet": "ImageNet is not here yet", "TinyImageNet": "use a folder of images with spiketrain train --data",
-        "esimnet": "its axes were swapped in the older script", "shd": "audio is not here", "ntidigits": "audio is not here",
-        "bullyingdvs": "it crashed", "UCF101DVS": "not here", "HMDBDVS": "its training part contained test samples", "nomni": "it crashed",
-        "CUB2002011": "use a folder of images with spiketrain train --data", "StanfordCars": "use a folder of images",
-        "StanfordDogs": "use a folder of images", "FGVCAircraft": "use a folder of images", "Flowers102": "use a folder of images",
-    },
-    "--model": {
-        "resnet19": "not here yet", "SNN7_tiny": "not here", "SNN5": "not here", "VGG_SNN": "not here yet", "SHD_SNN": "audio is not here",
-        "resnet34_half": "not here", "resnet50_half": "not here", "resnet101": "not here", "resnet152": "not here",
-        "sew_resnet18": "no SEW model could be built by the older script, and none is here yet",
-    },
-    "--node-type": {
-        **dict.fromkeys(("PSU", "IPSU", "RPSU", "SPSN"), "it crashed in the older script (generate_matrix was not defined)"),
-        **dict.fromkeys(("IzhNode", "IzhNodeMU", "SimHHNode"), "a brain-simulation neuron, which diverges at these thresholds"),
-        **dict.fromkeys(("DGLIFNode", "HTDGLIFNode", "LIAFNode"), "its output is analog: it is no spiking neuron"),
-        **dict.fromkeys(("BackEINode", "OnlineLIFNode", "DoubleSidePLIFNode"), "it crashed in the older script with every model"),
-        **dict.fromkeys(("BurstLIFNode", "NoiseLIFNode", "NoisePLIFNode", "BiasLIFNode", "BiasPLIFNode", "BiasReLUNode"), "not here"),
-        **dict.fromkeys(("LIFSTDPNode", "AdaptiveNode"), "not here"),
-    },
-    "--act-fun": {"Round": "its output is no spike (0 to 5)", "EI": "its output is no spike (−1, 0, 1)"},
-}  # fmt: skip
+Values = dict[str, Any]
+"""The values of all options, by the options' names with underscores."""
+
+IMAGES_ONLY = ("encode", "aa", "reprob", "remode", "mixup", "cutmix", "mixup_prob", "mixup_off_epoch")
+EVENTS_ONLY = ("mix_up", "cut_mix", "event_mix", "rand_aug")
+EVENT_NUMBERS = ("event_size", "cutmix_beta", "cutmix_prob", "cutmix_num", "gaussian_n", "randaug_n", "randaug_m")
+NOT_IN_TABLE: dict[str, Values] = {
+    "mnist": {"crop": 4},
+    "fashion": {"crop": 4, "flip": True, "normalize": "none"},
+    "ncars": {"event_augment": ("crop-flip-rotate",)},
+}
+"""What the older script did to the data sets that are not in its table."""
+HEADINGS = {
+    "ours": "options that the older script did not have",
+    "used": "options",
+    "idle": "options that are accepted and change nothing, with the reason",
+    "refused": "options that are refused unless left at their defaults, with the reason",
+}
+STOPPED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,25 +48,36 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+class Wide(argparse.HelpFormatter):
+    """Help in lines of 110 characters."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
 def parser() -> Parser:
-    """Every option of the older script, from the table, and three of ours."""
-    made = Parser(description="The older benchmark's command line on spiketrain.", allow_abbrev=False)
-    made.add_argument("-c", "--config", metavar="FILE", help="YAML with values of options, which the command line overrides")
-    made.add_argument("--dry-run", action="store_true", help="build everything, run one batch of generated data, print sizes, and exit")
-    made.add_argument("--data-root", metavar="DIR", help="where data sets lie (default: environment SPIKETRAIN_DATA, else ./data)")
-    made.add_argument("--download", action="store_true", help="fetch the data set if it is absent")
-    for option in OPTIONS:
-        prefix = {"used": "", "harmless": "accepted: ", "refused": "refused: "}[option.kind]
-        text = f"{prefix}{option.text} (default: {option.default!r})".replace("%", "%%")
-        if option.type is bool:
-            made.add_argument(*option.names, dest=option.dest, action="store_true", default=argparse.SUPPRESS, help=text)
-        else:
-            made.add_argument(*option.names, dest=option.dest, type=option.type, default=argparse.SUPPRESS, help=text, metavar="X")
+    """Every option of the older script, from the table, and a few of ours. An option that is not given leaves no value."""
+    made = Parser(
+        usage="python main.py [options]", description="The older benchmark's command line on spiketrain.", allow_abbrev=False,
+        formatter_class=Wide,
+    )  # fmt: skip
+    groups = {kind: made.add_argument_group(heading) for kind, heading in HEADINGS.items()}
+    text = "YAML with values of options, which the command line overrides"
+    groups["used"].add_argument("-c", "--config", metavar="FILE", default=None, help=text)
+    for option in EVERY:
+        default = "" if option.default in (None, False, "") else f" (default: {option.default})"
+        shape: dict[str, Any] = {"action": "store_true"}
+        if option.type is list:
+            shape = {"nargs": "+", "type": float, "metavar": "X"}
+        elif option.type is not bool:
+            shape = {"type": option.type, "metavar": {int: "N", float: "X", str: "TEXT"}[option.type]}
+        help_text = (option.text + default).replace("%", "%%")
+        groups[option.kind].add_argument(*option.names, dest=option.dest, default=argparse.SUPPRESS, help=help_text, **shape)
     return made
 
 
-def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
-    """All values by name, and which of them the user gave; `UserError` for what is unknown or refused."""
+def parse(arguments: Sequence[str]) -> tuple[Values, set[str]]:
+    """All values, and the names of those that the user gave; `UserError` for what is unknown or refused."""
     made = parser()
     found, rest = made.parse_known_args(arguments)
     if rest:
@@ -90,83 +85,141 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
         near = difflib.get_close_matches(rest[0].split("=")[0], flags, n=1, cutoff=0.5)
         raise UserError(f"unknown option {rest[0]!r}" + (f": did you mean {near[0]!r}?" if near else ": see --help"))
     given = vars(found)
-    given = _config(given["config"]) | given
-    values = {o.dest: o.default for o in OPTIONS} | given
+    file = given.pop("config")
+    given = (_config(file) if file else {}) | given
+    values = {o.dest: o.default for o in EVERY} | given
     for option in REFUSED:
         if values[option.dest] != option.default:
-            raise UserError(f"{option.names[0]} is refused: {option.text}")
+            raise UserError(f"{option.flag} is refused: {option.text}")
     return values, set(given)
 
 
-def _config(file: str | None) -> dict[str, Any]:
-    """Values from a YAML file; its keys are the options' names with underscores."""
-    if not file:
-        return {}
+def _config(file: str) -> Values:
+    """Values from a YAML file."""
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {file}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: names and values are expected, one a line")
-    known: dict[str, Option] = {o.dest: o for o in OPTIONS}
-    for key, value in values.items():
+    known = {o.dest: o for o in EVERY}
+    for key in values:
         if key not in known:
             raise unknown(f"option in {file}", key, known)
-        wanted = (int, float) if known[key].type is float else known[key].type
-        if value is not None and not isinstance(value, wanted):
-            raise UserError(f"--config {file}: {key} must be {known[key].type.__name__}, not {value!r}")
-    return values
+    return {key: _typed(known[key], value, file) for key, value in values.items()}
 
 
-def _choose(flag: str, name: str, known: Sequence[str]) -> str:
-    if name in known:
-        return name
-    if name in NOT_HERE[flag]:
-        raise UserError(f"{flag} {name} is refused: {NOT_HERE[flag][name]}")
-    raise unknown(flag, name, known)
+def _typed(option: Option, value: Any, file: str) -> Any:
+    """A value of a YAML file in the option's type. YAML takes 5e-3 for a text: it is a number here."""
+    if value is None and option.default is None:
+        return None
+    if option.type is float:
+        try:
+            return float("a switch" if isinstance(value, bool) else value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is option.type:
+        return value
+    raise UserError(f"--config {file}: {option.dest} must be {option.type.__name__}, not {value!r}")
 
 
-def surrogate(name: str) -> tuple[str, float, bool]:
-    """(surrogate, alpha, strict) of `--act-fun`: with one Grad behind it, two, or none."""
-    bare = name
-    while bare.endswith("Grad"):
-        bare = bare.removesuffix("Grad")
-    return SURROGATES[_choose("--act-fun", bare, tuple(SURROGATES))]
-
-
-def to_recipe(values: dict[str, Any], given: set[str]) -> Recipe:
-    """The recipe that the options mean."""
-    v = values
-    data = DATA[_choose("--dataset", v["dataset"], tuple(DATA))]
-    model = _choose("--model", v["model"], MODELS)
-    neuron = NODES[_choose("--node-type", v["node_type"], tuple(NODES))]
-    slope, alpha, strict = surrogate(v["act_fun"])
+def to_recipe(v: Values, given: set[str]) -> Recipe:
+    """The recipe that the options mean; `given`: names of those that the user gave."""
+    data = DATA[choose("--dataset", v["dataset"], DATA)]
+    model = choose("--model", v["model"], SIDES)
+    neuron = NODES[choose("--node-type", v["node_type"], NODES)]
+    surrogate = slope(v["act_fun"])
     classes = v["num_classes"] if "num_classes" in given else 0
-    name = "-".join(part for part in (model, v["dataset"], v["node_type"], str(v["step"]), v["suffix"]) if part)
-    half = v["amp"] or v["native_amp"] or v["apex_amp"]
-    recipe = seed.compatible(neuron, slope, v["batch_size"], v["lr"]).but(
-        name=name, data=data, model=model, classes=classes, seed=v["seed"], steps=v["step"], alpha=alpha, strict=strict,
-        threshold=v["threshold"], tau=v["tau"], learn_threshold=v["requires_thres_grad"], encoder=v["encode"],
-        norm="time" if v["layer_by_layer"] else "step", flatten_time=v["temporal_flatten"],
-        precision="auto" if half else "fp32", epochs=v["epochs"], optimizer=v["opt"], opt_eps=v["opt_eps"] or 0.0,
-        momentum=v["momentum"], weight_decay=v["weight_decay"], clip_grad=v["clip_grad"] or 0.0, schedule=v["sched"],
-        warmup_epochs=float(v["warmup_epochs"]), warmup_lr=v["warmup_lr"], min_lr=v["min_lr"], decay_epochs=v["decay_epochs"],
-        decay_rate=v["decay_rate"], patience_epochs=v["patience_epochs"], grad_noise=v["noisy_grad"],
-        ema=v["model_ema_decay"] if v["model_ema"] else 0.0, loss="tet" if v["tet_loss"] else v["loss_fn"], smoothing=v["smoothing"],
+    _check(v, data, model, classes)
+    basic = seed.data_options(data.name, classes) if data.events or data.name.startswith("cifar") else {}
+    basic |= NOT_IN_TABLE.get(data.name, {})
+    return seed.compatible(neuron, surrogate.name, v["batch_size"], v["lr"]).but(
+        name="-".join(str(v[k]) for k in ("model", "dataset", "node_type", "step", "suffix") if v[k] != ""),
+        data=data.name, model=model, classes=classes, alpha=surrogate.alpha, strict=surrogate.strict,
+        learn_alpha=neuron == "plif" and surrogate.learned,
+        **_network(v), **_training(v), **basic | (_events(v, basic) if data.events else _images(v, given)),
     )  # fmt: skip
-    changes: dict[str, Any] = dict(seed.data_options(data, classes))
-    if SHAPES[data][0] == 2:
-        changes |= _event_options(v, tuple(changes.get("event_augment", ())))
-    elif any(v[k] for k in ("mix_up", "cut_mix", "event_mix", "rand_aug")):
-        raise UserError("--mix-up, --cut-mix, --event-mix and --rand-aug are for event data: use spiketrain train --mixup or --cutmix")
-    return recipe.but(**changes)
 
 
-def _event_options(v: dict[str, Any], basic: tuple[str, ...]) -> dict[str, Any]:
-    mixes = tuple(name for name, on in (("mixup", v["mix_up"]), ("cutmix", v["cut_mix"]), ("eventmix", v["event_mix"])) if on)
+def _check(v: Values, data: Data, model: str, classes: int) -> None:
+    """`UserError` where options do not fit the data set or each other."""
+    for dest in IMAGES_ONLY if data.events else EVENTS_ONLY:
+        option = next(o for o in OPTIONS if o.dest == dest)
+        if v[dest] != option.default:
+            what, has = ("images", "recordings") if data.events else ("event data", "images")
+            raise UserError(f"{option.flag} is for {what}, and {v['dataset']} has {has}")
+    low, high = SIDES[model]
+    side = data.side or v["event_size"]
+    if side < low or (high and side > high):
+        bounds = f"{low} to {high}" if high else f"at least {low}"
+        change = "set --event-size" if data.events else "choose another --model"
+        raise UserError(f"--model {model} takes a side of {bounds} pixels, and --dataset {v['dataset']} has {side}: {change}")
+    objects = data.name == "NCALTECH101" and classes == 100  # the table counts the classes that are objects
+    if 0 < classes < data.classes and not objects:
+        raise UserError(f"--num-classes {classes}: {v['dataset']} has {data.classes}; leave the option out")
+    if v["tet_loss"] and v["loss_fn"] not in ("ce", "tet"):
+        raise UserError(f"--tet-loss and --loss-fn {v['loss_fn']} exclude each other: TET is a cross entropy at every step")
+
+
+def _network(v: Values) -> Values:
+    return {
+        "steps": v["step"],
+        "threshold": v["threshold"],
+        "tau": v["tau"],
+        "learn_threshold": v["requires_thres_grad"],
+        "encoder": v["encode"],
+        "norm": "time" if v["layer_by_layer"] else "step",
+        "flatten_time": v["temporal_flatten"],
+    }
+
+
+def _training(v: Values) -> Values:
+    return {
+        "seed": v["seed"],
+        "epochs": v["epochs"],
+        "precision": "auto" if v["amp"] or v["native_amp"] or v["apex_amp"] else "fp32",
+        "optimizer": v["opt"],
+        "opt_eps": v["opt_eps"],
+        "momentum": v["momentum"],
+        "weight_decay": v["weight_decay"],
+        "clip_grad": v["clip_grad"] or 0.0,
+        "grad_noise": v["noisy_grad"],
+        "schedule": v["sched"],
+        "warmup_epochs": v["warmup_epochs"],
+        "warmup_lr": v["warmup_lr"],
+        "min_lr": v["min_lr"],
+        "decay_epochs": v["decay_epochs"],
+        "decay_rate": v["decay_rate"],
+        "patience_epochs": v["patience_epochs"],
+        "ema": v["model_ema_decay"] if v["model_ema"] else 0.0,
+        "loss": "tet" if v["tet_loss"] else v["loss_fn"],
+        "smoothing": v["smoothing"],
+    }
+
+
+def _images(v: Values, given: set[str]) -> Values:
+    """Augmentation of images, of which the older script fixed or lost all options."""
+    changes = {field: v[dest] for dest, field in (("aa", "randaugment"), ("reprob", "erase"), ("remode", "erase_mode")) if dest in given}
+    if changes.get("randaugment"):
+        from spiketrain.data.image_augment import RandAugment
+
+        RandAugment.parse(changes["randaugment"])
+    mixes = v["mixup"] or v["cutmix"]
+    if not mixes and {"mixup_prob", "mixup_off_epoch"} & given:
+        raise UserError("--mixup-prob and --mixup-off-epoch need --mixup or --cutmix")
+    if mixes:
+        changes |= {"mixup": v["mixup"], "cutmix": v["cutmix"], "mix_off_epoch": v["mixup_off_epoch"]}
+        changes["mix_prob"] = v["mixup_prob"] if "mixup_prob" in given else 1.0
+    return changes
+
+
+def _events(v: Values, basic: Values) -> Values:
+    """Augmentation of event frames: RandAugment before what the data set always has, mixes behind it."""
+    mixes = tuple(name for name, flag in (("mixup", "mix_up"), ("cutmix", "cut_mix"), ("eventmix", "event_mix")) if v[flag])
+    first = ("randaugment",) if v["rand_aug"] else ()
     return {
         "event_size": v["event_size"],
-        "event_augment": (*(("randaugment",) if v["rand_aug"] else ()), *basic, *mixes),
+        "event_augment": (*first, *basic.get("event_augment", ()), *mixes),
         "event_mix_beta": v["cutmix_beta"],
         "event_mix_prob": v["cutmix_prob"],
         "event_mix_count": v["cutmix_num"],
@@ -176,7 +229,18 @@ def _event_options(v: dict[str, Any], basic: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def dry_run(recipe: Recipe) -> None:
+def remarks(v: Values) -> list[str]:
+    """A line for everything that was given and does nothing."""
+    lines = [f"{o.flag} changes nothing here: {o.text}" for o in IDLE if v[o.dest] != o.default]
+    if not DATA[v["dataset"]].events:
+        numbers = [o for o in OPTIONS if o.dest in EVENT_NUMBERS and v[o.dest] != o.default]
+        lines += [f"{o.flag} changes nothing here: it is for event data, and {v['dataset']} has images" for o in numbers]
+    if v["dataset"] == "fashion":
+        lines.append("the older script also rotated the images of fashion by up to 10°, which is not here")
+    return lines
+
+
+def dry_run(recipe: Recipe, data: Data) -> None:
     """The recipe's network, forward and backward over one batch of generated data, without reading a data set."""
     import torch
 
@@ -184,13 +248,14 @@ def dry_run(recipe: Recipe) -> None:
     from spiketrain.assemble import network_from
     from spiketrain.objective import Objective
 
-    channels, side, classes = SHAPES[recipe.data]
-    side, classes = side or recipe.event_size, recipe.classes or classes
-    network = network_from(recipe.but(kernel="reference"), channels, classes)
-    shape = (channels, side, side)
-    batch = torch.rand(1, *shape) if channels != 2 else torch.rand(recipe.steps, 1, *shape)
+    side = data.side or recipe.event_size
+    shape, classes = (data.channels, side, side), recipe.classes or data.classes
+    network = network_from(recipe.but(kernel="reference"), data.channels, classes)
+    samples = 1 if side >= 32 else 2  # a norm needs two values a channel, and small frames shrink to one pixel
+    torch.manual_seed(recipe.seed)
+    batch = torch.rand(recipe.steps, samples, *shape) if data.events else torch.rand(samples, *shape)
     logits = network(batch)
-    loss = Objective(recipe.loss, recipe.smoothing)(logits, torch.zeros(1, dtype=torch.long))
+    loss = Objective(recipe.loss, recipe.smoothing)(logits, torch.zeros(samples, dtype=torch.long))
     loss.backward()
     print(f"recipe      {recipe.name}: {recipe.data}, {recipe.model}, {recipe.neuron}, {recipe.surrogate}, T={recipe.steps}")
     print(f"parameters  {models.count_parameters(network):,}")
@@ -208,29 +273,36 @@ def device(index: int) -> str:
     return "cpu"
 
 
+def run(words: Sequence[str]) -> None:
+    """What the command says: a dry run, or a training run with its record."""
+    values, given = parse(words)
+    recipe = to_recipe(values, given)
+    for line in remarks(values):
+        print(f"main.py: {line}", file=sys.stderr)
+    place = device(values["device"])
+    if values["dry_run"]:
+        dry_run(recipe, DATA[values["dataset"]])
+        return
+    from spiketrain.cli import finish
+    from spiketrain.train import train
+
+    record = train(
+        recipe, data_root=values["data_root"], output=values["output"], device=place, resume=values["resume"] or None,
+        download=values["download"], command=shlex.join(["main.py", *words]), tensorboard=values["tensorboard_dir"] or None,
+    )  # fmt: skip
+    finish(record)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 2 for a mistake of the user's, 130 when stopped."""
     try:
-        values, given = parse(sys.argv[1:] if arguments is None else arguments)
-        recipe = to_recipe(values, given)
-        place = device(values["device"])
-        if values["dry_run"]:
-            dry_run(recipe)
-            return 0
-        from spiketrain.cli import finish
-        from spiketrain.train import train
-
-        record = train(
-            recipe, data_root=values["data_root"], output=values["output"], device=place, resume=values["resume"] or None,
-            download=values["download"], tensorboard=values["tensorboard_dir"] or None,
-        )  # fmt: skip
-        finish(record)
+        run(sys.argv[1:] if arguments is None else arguments)
         return 0
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return STOPPED
 
 
 if __name__ == "__main__":
