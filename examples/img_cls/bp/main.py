@@ -6,6 +6,7 @@ options.py has every option of the older script and what becomes of it, names.py
 """
 
 import argparse
+import contextlib
 import difflib
 import shlex
 import sys
@@ -113,13 +114,11 @@ def _typed(option: Option, value: Any, file: str) -> Any:
     """A value of a YAML file in the option's type. YAML takes 5e-3 for a text: it is a number here."""
     if value is None and option.default is None:
         return None
-    if option.type is float:
-        try:
-            return float("a switch" if isinstance(value, bool) else value)
-        except (TypeError, ValueError):
-            pass
-    elif type(value) is option.type:
+    if type(value) is option.type:
         return value
+    if option.type is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)
     raise UserError(f"--config {file}: {option.dest} must be {option.type.__name__}, not {value!r}")
 
 
