@@ -1,6 +1,6 @@
 """Events → frames: this library, tonic's `ToFrame` and SpikingJelly's integration, on the same recordings, in turns.
 
-    PYTHONPATH=. python benchmarks/frames.py [--rounds 30] [--data FOLDER] [--json results/bench/frames.json]
+    PYTHONPATH=. python benchmarks/frames.py [--rounds 30] [--shared DIR] [--json results/benchmarks/frames.json]
 
 Run it with a Python that has tonic and spikingjelly. Each library gets the events in its own form, made beforehand. Before
 any time is taken the frames are compared, number by number: with tonic's exactly, with SpikingJelly's where the two rules
@@ -8,25 +8,19 @@ agree (its last frame also takes the remainder that equal spans leave). What fai
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import sys
-import time
-import tracemalloc
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import in_turns, peak_mb, store, summary
 
 from spiketrain.data.events import to_frames
 from spiketrain.data.types import EVENT
 
 STEPS = 16
-HERE = Path(__file__).resolve().parents[1]
 Frames = Callable[[], np.ndarray]
 
 
@@ -48,14 +42,14 @@ def made(n: int, size: tuple[int, int]) -> np.ndarray:
     return events
 
 
-def recordings(data: Path) -> dict[str, tuple[np.ndarray, tuple[int, int]]]:
+def recordings(shared: Path | None) -> dict[str, tuple[np.ndarray, tuple[int, int]]]:
     """Name → events and sensor: made ones, and the real samples that are there."""
     found = {"uniform, 200,000 events": (made(200_000, (128, 128)), (128, 128))}
     for file, size in (("sample_nmnist.bin", (34, 34)), ("sample.aedat4", (320, 240)), ("evt2_sample.raw", (1280, 720))):
-        if (data / "formats" / file).is_file():
+        if shared and (shared / "formats" / file).is_file():
             from spiketrain.data.readers import read
 
-            found[file] = (read(data / "formats" / file).events, size)
+            found[file] = (read(shared / "formats" / file).events, size)
     return found
 
 
@@ -85,32 +79,19 @@ def check(runs: dict[str, Frames], by: str) -> None:
     assert (ours <= jelly).all()
 
 
-def measure(runs: dict[str, Frames], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds, taken in turns so that all see the same machine, and the peak of memory taken while framing."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    result = {}
-    for name, run in runs.items():
-        tracemalloc.start()
-        run()
-        result[name] = {"ms": 1e3 * statistics.median(times[name]), "peak_mb": tracemalloc.get_traced_memory()[1] / 1e6}
-        tracemalloc.stop()
-    return result
+def measure(runs: dict[str, Frames], rounds: int) -> dict[str, dict[str, Any]]:
+    """Median and quartiles, and the peak of memory taken while framing."""
+    return {name: summary(t) | {"peak_mb": peak_mb(runs[name])} for name, t in in_turns(runs, rounds).items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    shared = os.environ.get("SPIKETRAIN_SHARED_DATA", HERE.parent / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=Path(shared))
-    parser.add_argument("--json", type=Path, default=HERE / "results" / "bench" / "frames.json")
+    parser.add_argument("--shared", type=Path, help="folder with real samples in formats/")
+    parser.add_argument("--json", type=Path, default=Path("results/benchmarks/frames.json"))
     arguments = parser.parse_args()
     rows = []
-    for name, (events, size) in recordings(arguments.data).items():
+    for name, (events, size) in recordings(arguments.shared).items():
         for by in ("time", "count"):
             runs = contenders(events, size, by)
             check(runs, by)
@@ -120,15 +101,7 @@ def main() -> None:
             line = "  ".join(f"{k} {v['ms']:8.2f} ms {v['peak_mb']:7.1f} MB" for k, v in row["results"].items())
             speed = row["results"]["tonic"]["ms"] / row["results"]["spiketrain"]["ms"]
             print(f"{name:26s} {by:6s} {line}  = {speed:.1f}x tonic", flush=True)
-    machine = {"python": platform.python_version(), "numpy": np.__version__, "cores": os.cpu_count(), "cpu": processor()}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"machine": machine, "rounds": arguments.rounds, "rows": rows}, indent=1) + "\n")
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return names[0] if names else platform.processor()
+    store(arguments.json, rounds=arguments.rounds, rows=rows)
 
 
 if __name__ == "__main__":

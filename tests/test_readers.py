@@ -124,6 +124,52 @@ def test_evt3_word_by_word(tmp_path):
     assert found.events.tolist() == [(4098, 5, 7, 1), *vector, (8192, 6, 7, 0)]
 
 
+def decode_word_by_word(words):
+    """EVT 3.0 as its description reads, a word at a time."""
+    y = high = base = None
+    low = 0
+    found = []
+    for word in words:
+        kind, rest = word >> 12, word & 0xFFF
+        if kind == 0:
+            y = rest & 0x7FF
+        elif kind == 6:
+            low = rest
+        elif kind == 8:
+            high, low = rest, 0
+        elif kind == 3:
+            base, polarity = rest & 0x7FF, rest >> 11
+        started = y is not None and high is not None
+        if kind == 2 and started:
+            found.append((high * 4096 + low, rest & 0x7FF, y, rest >> 11))
+        if kind in (4, 5) and base is not None:
+            width = 12 if kind == 4 else 8
+            if started:
+                found += [(high * 4096 + low, base + i, y, polarity) for i in range(width) if rest >> i & 1]
+            base += width
+    return found
+
+
+@pytest.mark.parametrize("block", [3, 7, 64, 1 << 15])
+@pytest.mark.parametrize("vectors", [False, True])
+def test_evt3_in_blocks_is_evt3_word_by_word(block, vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr("spiketrain.data.readers.evt3.BLOCK", block)
+    rng = np.random.default_rng(block + vectors)
+    kinds = rng.choice([0, 2, 6, 3, 4, 5, 8, 0xE] if vectors else [0, 2, 2, 6, 8], 2000)
+    words = kinds << 12 | rng.integers(0, 1 << 12, 2000)
+    times = np.flatnonzero(kinds == 8)
+    words[times] = 8 << 12 | np.arange(len(times))  # time does not go back
+    words[kinds == 3] &= ~0x600  # bases far enough to the left for a few vectors
+    lows = kinds == 6
+    words[lows] = 6 << 12 | np.sort(rng.integers(0, 1 << 12, lows.sum()))
+    expected = decode_word_by_word(words.tolist())
+    inside = all(x < 2048 + 12 for _, x, _, _ in expected)
+    file = tmp_path / "a.raw"
+    file.write_bytes(b"% evt 3.0\n% end\n" + words.astype("<u2").tobytes())
+    assert inside and len(expected) > 100
+    assert read(file).events.tolist() == expected
+
+
 def packet31(t, x, y, p, event_type=1, size=8):
     n = len(t)
     head = np.array([event_type, 0], "<u2").tobytes() + np.array([size, 4, 0, n, n, n], "<u4").tobytes()

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from spiketrain.errors import UserError
 
-EVENT = np.dtype([("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "u1")])
-"""One event: time in µs, column, row, polarity (1 = brighter, ON; 0 = darker, OFF)."""
+EVENT = np.dtype({"names": ["t", "x", "y", "p"], "formats": ["<i8", "<u2", "<u2", "u1"], "offsets": [0, 8, 10, 12], "itemsize": 16})
+"""One event: time in µs, column, row, polarity (1 = brighter, ON; 0 = darker, OFF). 16 bytes, as AEDAT 4 stores it: aligned."""
 
 
 @dataclass(frozen=True)

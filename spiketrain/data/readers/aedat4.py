@@ -2,17 +2,22 @@
 
 import re
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from spiketrain.data.readers.base import EventList, Size, Source
+from spiketrain.data.readers.base import BLOCK, INFLATE, SMALL, EventList, Size, Source
 from spiketrain.data.types import Recording
-from spiketrain.errors import UserError
 
 MAGIC = b"#!AER-DAT4.0\r\n"
 NONE, LZ4, LZ4_HIGH, ZSTD, ZSTD_HIGH = range(5)
 EVENT_STRUCT = np.dtype({"names": ["t", "x", "y", "p"], "formats": ["<i8", "<i2", "<i2", "u1"], "offsets": [0, 8, 10, 12], "itemsize": 16})
+LENGTH = struct.Struct("<4xi")  # of a packet, behind the number of its stream
+
+Buffer = bytes | memoryview
+Packet = tuple[int, NDArray[np.void]]  # its byte in the file, its events
 
 
 def read_aedat4(source: Source, size: Size | None = None) -> Recording:
@@ -42,14 +47,24 @@ def read_aedat4(source: Source, size: Size | None = None) -> Recording:
     at += 4 + length
     end = end if at <= end <= len(data) else len(data)
     events = EventList(source, (end - at) // 8, size or stated, bounds=(1 << 15, 1 << 15))
+    unpack = _unpacker(source, compression)
+    group: list[Packet] = []
+    waiting = 0
     while at < end:
         if at + 8 > end:
             raise source.cut(at, "a packet's header")
-        _, length = struct.unpack_from("<ii", data, at)
+        length = LENGTH.unpack_from(data, at)[0]
         if length < 0 or at + 8 + length > end:
             raise source.cut(at, f"a packet of {length} bytes")
-        _packet(source, at, _unpack(source, at, data[at + 8 : at + 8 + length], compression), events)
+        found = _events(source, at, unpack(at, memoryview(data)[at + 8 : at + 8 + length]))
+        for start in range(0, len(found), BLOCK):
+            group.append((at, found[start : start + BLOCK]))
+            waiting += len(group[-1][1])
+            if waiting >= BLOCK:
+                _add(group, events)
+                group, waiting = [], 0
         at += 8 + length
+    _add(group, events)
     return events.done()
 
 
@@ -62,45 +77,67 @@ def _size(xml: bytes) -> Size | None:
     return None
 
 
-def _unpack(source: Source, at: int, packed: bytes, compression: int) -> bytes:
-    """One packet's flatbuffer; its size is bounded before memory is taken."""
-    most = max(64 << 20, 100 * len(packed))
+def _unpacker(source: Source, compression: int) -> Callable[[int, Buffer], Buffer]:
+    """What makes a packet's flatbuffer of its byte in the file and its stored bytes; its size is bounded before memory is taken."""
     if compression == NONE:
-        return packed
-    try:
-        if compression in (LZ4, LZ4_HIGH):
-            import lz4.frame
+        return lambda at, packed: packed
+    inflate: Callable[[Buffer, int], bytes]
+    if compression in (LZ4, LZ4_HIGH):
+        import lz4.frame
 
-            unpacker = lz4.frame.LZ4FrameDecompressor()
-            plain: bytes = unpacker.decompress(packed, max_length=most)
-        elif compression in (ZSTD, ZSTD_HIGH):
-            import zstandard
+        decompressor = lz4.frame.LZ4FrameDecompressor()
 
-            plain = zstandard.ZstdDecompressor().decompress(packed, max_output_size=most)
-        else:
-            raise source.error(at, f"compression {compression} is unknown (0 to 4 are known); the file is damaged")
-    except UserError:
-        raise
-    except Exception as error:  # each library has its own
-        raise source.error(at, f"a packet does not unpack ({error}); the file is damaged") from error
-    if len(plain) >= most:
-        raise source.error(at, f"{len(packed)} stored bytes unpack to {most} or more; the file is damaged or hostile")
-    return plain
+        def inflate(packed: Buffer, most: int) -> bytes:
+            decompressor.reset()
+            plain: bytes = decompressor.decompress(packed, max_length=4096 + 16 * len(packed))  # it takes all of it from the start
+            while not decompressor.eof and 0 < len(plain) < most:
+                more = decompressor.decompress(b"", max_length=most - len(plain))
+                if not more:
+                    break
+                plain += more
+            return plain
+
+    elif compression in (ZSTD, ZSTD_HIGH):
+        import zstandard
+
+        inflate = zstandard.ZstdDecompressor().decompress
+    else:
+        raise source.error(len(MAGIC), f"compression {compression} is unknown (0 to 4 are known); the file is damaged")
+
+    def unpack(at: int, packed: Buffer) -> bytes:
+        most = max(SMALL, INFLATE * len(packed))
+        try:
+            plain = inflate(packed, most)
+        except Exception as error:  # each library has its own
+            raise source.error(at, f"a packet does not unpack ({error}); the file is damaged") from error
+        if len(plain) >= most:
+            raise source.error(at, f"{len(packed)} stored bytes unpack to {most} or more; the file is damaged or hostile")
+        return plain
+
+    return unpack
 
 
-def _packet(source: Source, at: int, plain: bytes, events: EventList) -> None:
-    """Adds the events of a packet, if it is one of events."""
+def _events(source: Source, at: int, plain: Buffer) -> NDArray[np.void]:
+    """The events of a packet; none if it holds something else."""
     if plain[8:12] != b"EVTS":
+        return np.empty(0, EVENT_STRUCT)
+    return _Table(source, plain, at).vector(0, EVENT_STRUCT)
+
+
+def _add(group: list[Packet], events: EventList) -> None:
+    """Adds the events of a few packets at once."""
+    if not group:
         return
-    table = _Table(source, plain, at)
-    found = table.vector(0, EVENT_STRUCT)
-    events.add(found["t"].astype(np.int64), found["x"], found["y"], found["p"], lambda _: at)
+    # as plain numbers: a structured array would be copied field by field
+    found = np.concatenate([part.view("<u8") for _, part in group]).view(EVENT_STRUCT)
+    ends = np.cumsum([len(part) for _, part in group])
+    events.add(found["t"].astype(np.int64), found["x"], found["y"], found["p"], lambda i: group[int(np.searchsorted(ends, i, "right"))][0])
 
 
 class _Table:
     """The root table of a size-prefixed flatbuffer. Every offset is checked; `at` is the byte that errors name."""
 
-    def __init__(self, source: Source, data: bytes, at: int) -> None:
+    def __init__(self, source: Source, data: Buffer, at: int) -> None:
         self.source, self.data, self.at = source, data, at
         self.root = 4 + self._read("<I", 4)
         self.vtable = self.root - self._read("<i", self.root)

@@ -70,11 +70,15 @@ def load(path: str | os.PathLike[str]) -> Source:
     """The bytes of a file. Raises `UserError` if it is missing, empty, unreadable, or not a regular file."""
     path = Path(path)
     try:
-        # Looked at before it is opened: opening a pipe would wait for ever, reading a device would never end.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path}: byte 0: not a regular file; name one recording, not a folder or a device")
-        with open(path, "rb") as file:
-            data = file.read()
+        # not blocking: opening a pipe would wait for ever; and what is no regular file is not read: a device would never end
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise UserError(f"{path}: byte 0: not a regular file; name one recording, not a folder or a device")
+            with open(handle, "rb", buffering=0, closefd=False) as file:
+                data = file.read()
+        finally:
+            os.close(handle)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise

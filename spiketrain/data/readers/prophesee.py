@@ -1,6 +1,7 @@
 """Prophesee's `.dat` (N-Cars), and EVT 2.0 `.raw`. EVT 3.0 has a file of its own."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,21 +88,29 @@ def read_evt2(source: Source, size: Size | None = None) -> Recording:
     for start in range(0, len(words), BLOCK):
         word = words[start : start + BLOCK]
         kind = (word >> 28).astype(np.uint8)
-        rows, ticks = np.flatnonzero(kind <= ON), np.flatnonzero(kind == TIME_HIGH)
-        if len(rows) + len(ticks) < len(word):
+        chosen, ticks = kind <= ON, np.flatnonzero(kind == TIME_HIGH)
+        found = word[chosen]
+        before = ticks - np.arange(len(ticks))  # how many events stand before each tick
+        if len(found) + len(ticks) < len(word):
             unknown_words(source, kind, KNOWN, at + 4 * start, 4)
+            before = np.cumsum(chosen)[ticks]
+        skipped = 0
+        if high[-1] < 0:
+            skipped = int(before[0]) if len(ticks) else len(found)
         high = np.append(high[-1:], (word[ticks] & 0xFFFFFFF).astype(np.int64) << 6)
-        counts = np.diff(np.searchsorted(rows, ticks), prepend=0, append=len(rows))
-        t = np.repeat(high, counts)
-        if high[0] < 0:
-            rows, t = rows[int(counts[0]) :], t[int(counts[0]) :]
-        word = word[rows]
-        t |= (word >> 22) & 63
-        x, y = ((word >> 11) & 2047).astype(np.uint16), (word & 2047).astype(np.uint16)
-        events.add(t, x, y, kind[rows], byte_of(at + 4 * start, 4, rows))
+        t = np.repeat(high, np.diff(before, prepend=0, append=len(found)))[skipped:]
+        found = found[skipped:]
+        t |= (found >> 22) & 63
+        x, y = ((found >> 11) & 2047).astype(np.uint16), (found & 2047).astype(np.uint16)
+        events.add(t, x, y, (found >> 28).astype(np.uint8), _word_of(at + 4 * start, chosen, skipped))
     if high[-1] < 0 and len(words):
         raise source.error(at, "no time-high word in the whole file, so no event has a time; the file is damaged")
     return events.done()
+
+
+def _word_of(first: int, chosen: NDArray[np.bool_], skipped: int) -> Callable[[int], int]:
+    """Where the i-th event of a block of words stands in the file; looked for only where one is wrong."""
+    return lambda i: first + 4 * int(np.flatnonzero(chosen)[i + skipped])
 
 
 def unknown_words(source: Source, kinds: NDArray[np.uint8], known: frozenset[int], first: int, step: int) -> None:

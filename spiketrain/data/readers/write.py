@@ -65,7 +65,10 @@ def write_aedat4(path: str | os.PathLike[str], recording: Recording) -> None:
         events[name] = recording.events[name]
     width, height = recording.size or (0, 0)
     sizes = f'<attr key="sizeX" type="int">{width}</attr><attr key="sizeY" type="int">{height}</attr>' if width else ""
-    xml = f'<dv><node name="0"><attr key="typeIdentifier" type="string">EVTS</attr>{sizes}</node></dv>'.encode()
+    path_of = "/mainloop/Recorder/outInfo/"  # the maker's recorder writes these nodes, and other readers look for them
+    stream = f'<attr key="typeIdentifier" type="string">EVTS</attr><node name="info" path="{path_of}0/info/">{sizes}</node>'
+    node = f'<node name="0" path="{path_of}0/"><attr key="compression" type="string">NONE</attr>{stream}</node>'
+    xml = f'<dv version="2.0"><node name="outInfo" path="{path_of}">{node}</node></dv>'.encode()
     header = _flatbuffer(b"IOHE", 2, xml, 1)
     packet = _flatbuffer(b"EVTS", 0, events.tobytes(), EVENT_STRUCT.itemsize)
     frame = np.array([0, len(packet)], "<i4").tobytes()
