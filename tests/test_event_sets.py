@@ -112,7 +112,7 @@ def test_entries_are_complete(entry):
     for value in (entry.title, entry.page, entry.licence, entry.citation, entry.classes, entry.layouts, entry.splits):
         assert value
     assert len(set(entry.classes)) == len(entry.classes)
-    assert all(len(md5) == 32 for _, md5 in entry.checksums)
+    assert all(len(archive.md5) == 32 for archive in entry.archives)
 
 
 def test_ncaltech101_has_101_classes_or_its_100_objects(tmp_path):

@@ -171,3 +171,9 @@ def test_cut_span_and_sensor():
     inside = span(events, 6000, 7000)
     assert np.array_equal(inside, events[(events["t"] >= 6000) & (events["t"] < 7000)])
     assert sensor_of(events) == (13, 9) and sensor_of(make(0)) == (1, 1)
+
+
+@pytest.mark.parametrize("repeats", [1, 300])
+def test_a_large_sensor_with_few_events_counts_the_same(repeats):
+    events = np.repeat(make(200, (1280, 720), seed=3), repeats)
+    assert np.array_equal(to_frames(events, 2, (1280, 720)), looped(events, time_bins(events, 2), 2, (1280, 720)))

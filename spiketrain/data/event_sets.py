@@ -27,6 +27,7 @@ from spiketrain.data.event_layouts import (
     part_folders,
 )
 from spiketrain.data.events import Size
+from spiketrain.data.fetch import Archive, fetch
 from spiketrain.data.framing import Framing, Source
 from spiketrain.data.simulate import Camera, simulate_set
 from spiketrain.data.types import DataSet
@@ -41,7 +42,8 @@ class EventSet:
     """One data set. `layouts` says, for people, where its files may lie under the root; `finders` look there.
 
     `sensor` is (width, height); None: each recording has its own. `cut` cuts recordings into samples of so many µs.
-    `checksums` are MD5s as published with the archives. `page` is where to get it.
+    `archives` are the published files with their MD5s; those with an address can be fetched and unpacked to the
+    folder `home` on request. `page` is where to get it by hand.
     """
 
     name: str
@@ -55,7 +57,8 @@ class EventSet:
     splits: tuple[str, ...]
     finders: tuple[Finder, ...]
     cut: int | None = None
-    checksums: tuple[tuple[str, str], ...] = ()
+    archives: tuple[Archive, ...] = ()
+    home: str = ""
 
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -101,6 +104,8 @@ def _object(place: Path, label: int, name: str) -> Source:
     return Source(file, f"{place.name}/{file.name}", label)
 
 
+MENDELEY = "https://data.mendeley.com/public-files/datasets/{}/files/{}/file_downloaded"
+
 SETS = {entry.name: entry for entry in (
     EventSet(
         "dvsc10", "CIFAR10-DVS", "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671", "CC BY 4.0, as far as known",
@@ -111,12 +116,19 @@ SETS = {entry.name: entry for entry in (
         THIRDS,
         (class_folders("DVS/DVS_Cifar10/CIFAR10DVS", "DVS_Cifar10/CIFAR10DVS", "CIFAR10DVS", "CIFAR10-DVS", "CIFAR10-DVS/extract",
                        "CIFAR10DVS/extract", "extract", "events_np", "."),),
-        checksums=(
-            ("airplane.zip", "0afd5c4bf9ae06af762a77b180354fdd"), ("automobile.zip", "8438dfeba3bc970c94962d995b1b9bdd"),
-            ("bird.zip", "a9c207c91c55b9dc2002dc21c684d785"), ("cat.zip", "52c63c677c2b15fa5146a8daf4d56687"),
-            ("deer.zip", "b6bf21f6c04d21ba4e23fc3e36c8a4a3"), ("dog.zip", "f379ebdf6703d16e0a690782e62639c3"),
-            ("frog.zip", "cad6ed91214b1c7388a5f6ee56d08803"), ("horse.zip", "e7cbbf77bec584ffbf913f00e682782a"),
-            ("ship.zip", "41c7bd7d6b251be82557c6cce9a7d5c9"), ("truck.zip", "89f3922fd147d9aeff89e76a2b0b70a7")),
+        archives=(
+            Archive("airplane.zip", "0afd5c4bf9ae06af762a77b180354fdd", "https://ndownloader.figshare.com/files/7712788"),
+            Archive("automobile.zip", "8438dfeba3bc970c94962d995b1b9bdd", "https://ndownloader.figshare.com/files/7712791"),
+            Archive("bird.zip", "a9c207c91c55b9dc2002dc21c684d785", "https://ndownloader.figshare.com/files/7712794"),
+            Archive("cat.zip", "52c63c677c2b15fa5146a8daf4d56687", "https://ndownloader.figshare.com/files/7712812"),
+            Archive("deer.zip", "b6bf21f6c04d21ba4e23fc3e36c8a4a3", "https://ndownloader.figshare.com/files/7712815"),
+            Archive("dog.zip", "f379ebdf6703d16e0a690782e62639c3", "https://ndownloader.figshare.com/files/7712818"),
+            Archive("frog.zip", "cad6ed91214b1c7388a5f6ee56d08803", "https://ndownloader.figshare.com/files/7712842"),
+            Archive("horse.zip", "e7cbbf77bec584ffbf913f00e682782a", "https://ndownloader.figshare.com/files/7712851"),
+            Archive("ship.zip", "41c7bd7d6b251be82557c6cce9a7d5c9", "https://ndownloader.figshare.com/files/7712836"),
+            Archive("truck.zip", "89f3922fd147d9aeff89e76a2b0b70a7", "https://ndownloader.figshare.com/files/7712839"),
+        ),
+        home="CIFAR10-DVS",
     ),
     EventSet(
         "dvsg", "DVS128 Gesture", "https://research.ibm.com/interactive/dvsgesture/", "CC BY 4.0, as far as known; see the page",
@@ -131,9 +143,12 @@ SETS = {entry.name: entry for entry in (
                        "DVS128Gesture/extract/DvsGesture", "."),
          lambda root, classes: part_folders(("events_np", "DVS128Gesture/events_np", "."))(
              root, [str(i) for i in range(len(classes))])),
-        checksums=(("DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1"),
-                   ("ibmGestureTrain.tar.gz", "3a8f0d4120a166bac7591f77409cb105"),
-                   ("ibmGestureTest.tar.gz", "56070e45dadaa85fff82e0fbfbc06de5")),
+        archives=(
+            Archive("DvsGesture.tar.gz", "8a5c71fb11e24e5ca5b11866ca6c00a1"),
+            Archive("ibmGestureTrain.tar.gz", "3a8f0d4120a166bac7591f77409cb105", "https://figshare.com/ndownloader/files/38022171"),
+            Archive("ibmGestureTest.tar.gz", "56070e45dadaa85fff82e0fbfbc06de5", "https://figshare.com/ndownloader/files/38020584"),
+        ),
+        home="DVSGesture",
     ),
     EventSet(
         "NCALTECH101", "N-Caltech101", "https://www.garrickorchard.com/datasets/n-caltech101", "CC BY 4.0, as far as known; see the page",
@@ -144,7 +159,9 @@ SETS = {entry.name: entry for entry in (
         (*THIRDS, *(f"{split}-objects" for split in THIRDS)),
         (class_folders("DVS/NCALTECH101/NCALTECH101/Caltech101", "NCALTECH101/Caltech101", "N-Caltech101/Caltech101",
                        "N-Caltech101", "Caltech101", "extract/Caltech101", "events_np", "."),),
-        checksums=(("Caltech101.zip", "66201824eabb0239c7ab992480b50ba3"),),
+        archives=(Archive("Caltech101.zip", "66201824eabb0239c7ab992480b50ba3",
+                          MENDELEY.format("cy6cvx3ryv", "36b5c52a-b49d-4853-addb-a836a8883e49")),),
+        home="N-Caltech101",
     ),
     EventSet(
         "nmnist", "N-MNIST", "https://www.garrickorchard.com/datasets/n-mnist", "CC BY-SA 4.0, as far as known; see the page",
@@ -154,7 +171,11 @@ SETS = {entry.name: entry for entry in (
         ("DVS/N-MNIST/NMNIST/Train/<0 to 9>/*.bin and Test/…", "NMNIST/Train/…", "N-MNIST/Train/…"),
         ("official",),
         (part_folders(("DVS/N-MNIST/NMNIST", "NMNIST", "N-MNIST", "N-MNIST/extract", "extract", "events_np", ".")),),
-        checksums=(("Train.zip", "20959b8e626244a1b502305a9e6e2031"), ("Test.zip", "69ca8762b2fe404d9b9bad1103e97832")),
+        archives=(
+            Archive("Train.zip", "20959b8e626244a1b502305a9e6e2031", MENDELEY.format("468j46mzdv", "39c25547-014b-4137-a934-9d29fa53c7a0")),
+            Archive("Test.zip", "69ca8762b2fe404d9b9bad1103e97832", MENDELEY.format("468j46mzdv", "05a4d654-7e03-4c15-bdfa-9bb2bcbea494")),
+        ),
+        home="N-MNIST",
     ),
     EventSet(
         "ncars", "N-CARS", "https://www.prophesee.ai/2018/03/13/dataset-n-cars/", "Prophesee's own; see the page",
@@ -164,7 +185,7 @@ SETS = {entry.name: entry for entry in (
         ("official",),
         (part_folders(("DVS/NCARS/NCARS", "NCARS", "Prophesee_Dataset_n_cars", "n-cars", "."),
                       (("n-cars_train", "n-cars_test"), ("ncars-train", "ncars-test"), ("train", "test"))),),
-        checksums=(("Prophesee_Dataset_n_cars.zip", "553ce464d6e5e617b3c21ce27c19368e"),),
+        archives=(Archive("Prophesee_Dataset_n_cars.zip", "553ce464d6e5e617b3c21ce27c19368e"),),
     ),
     EventSet(
         "dvs128-objects", "DVS128 objects, two sessions", "BioLab, Federal University of Uberlândia", "none stated",
@@ -197,18 +218,20 @@ def load(
     cut: int | None = None,
     cache: str | Path | None = None,
     workers: int = 0,
+    download: bool = False,
 ) -> DataSet:
     """The frames `[N,T,2,H,W]` of a data set, from the frame cache; the first call builds it.
 
     `name` is one of `SETS`, or a folder (under `root` or anywhere) of recordings: one subfolder a class, or train/ and test/
     with one subfolder a class each. `split` is one of the entry's (default: its first). `steps`, `size`, `by`, `window`,
     `kind` and `resize` are those of `to_frames`; `sensor` and `cut` override the entry's. `cache` is where the cache goes
-    (default: environment SPIKETRAIN_CACHE, else `root/.spiketrain-cache`).
+    (default: environment SPIKETRAIN_CACHE, else `root/.spiketrain-cache`). `download` fetches a set that is absent, where it
+    has a public address.
 
     Inputs are uint8, or int16 where a count exceeds 255, or float32 for time surfaces and bilinear frames.
     Raises `UserError` where the data are absent (what to get, from which page, where to put it) or damaged.
     """
-    entry, train, test, classes, rule = files(name, root, split, cache, workers)
+    entry, train, test, classes, rule = files(name, root, split, cache, workers, download)
     framing = Framing(steps, size, by, window, kind, resize, sensor or entry.sensor, cut or entry.cut)
     folder = cache_root(Path(root), cache)
     parts = [
@@ -222,7 +245,7 @@ Files = tuple[EventSet, list[Source], list[Source], tuple[str, ...], str]
 
 
 def files(
-    name: str, root: str | Path, split: str | None = None, cache: str | Path | None = None, workers: int = 0
+    name: str, root: str | Path, split: str | None = None, cache: str | Path | None = None, workers: int = 0, download: bool = False
 ) -> Files:
     """The entry, its training files, its test files, the classes, and the split's name; arguments and errors as `load`."""
     entry, place = _entry(name, Path(root))
@@ -231,7 +254,7 @@ def files(
         raise unknown(f"split of {name}", rule, entry.splits)
     if entry.name == "digits_dvs":
         place = digits(cache_root(Path(root), cache), workers)
-    train, test, classes = _divided(entry, _find(entry, place), rule)
+    train, test, classes = _divided(entry, _find(entry, place, download), rule)
     return entry, train, test, classes, rule
 
 
@@ -282,15 +305,29 @@ def _stated_sensor(file: Path) -> Size | None:
         raise UserError(f'{file}: {{"sensor": [width, height]}} expected') from None
 
 
-def _find(entry: EventSet, place: Path) -> Parts:
+def _find(entry: EventSet, place: Path, download: bool) -> Parts:
+    parts = _look(entry, place)
+    public = [archive for archive in entry.archives if archive.url]
+    if not parts and download and public:
+        fetch(public, place / entry.home)
+        parts = _look(entry, place)
+    if parts:
+        return parts
+    wanted = ", or ".join(f"{place}/{layout}" for layout in entry.layouts)
+    how = f"get it from {entry.page} and unpack it to {wanted}"
+    if public and not download:
+        how += ", or add --download"
+    if download and not public:
+        how = f"it has no public address to fetch it from: {how}"
+    raise UserError(f"data set {entry.name} ({entry.title}) is not in {place}: {how}")
+
+
+def _look(entry: EventSet, place: Path) -> Parts:
     for finder in entry.finders:
         parts = finder(place, entry.classes)
         if parts:
             return parts
-    wanted = ", or ".join(f"{place}/{layout}" for layout in entry.layouts)
-    raise UserError(
-        f"data set {entry.name} ({entry.title}) is not in {place}: get it from {entry.page} and unpack it to {wanted}"
-    )
+    return {}
 
 
 def _divided(entry: EventSet, parts: Parts, rule: str) -> tuple[list[Source], list[Source], tuple[str, ...]]:

@@ -9,6 +9,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spiketrain.errors import UserError, unknown
@@ -18,6 +19,9 @@ KINDS = ("sum", "binary", "surface")
 RESIZE = ("events", "bilinear")
 
 Size = tuple[int, int]
+
+SPARSE = 8
+"""Cells an event from which counting in bytes beats a bincount."""
 
 
 def to_frames(
@@ -63,7 +67,7 @@ def to_frames(
     if kind == "surface":
         values: NDArray[Any] = _surface(flat, events["t"], ends, length, cells)
     else:
-        values = np.bincount(flat, minlength=cells + 1)[:cells]
+        values = _counts(flat, cells + 1)[:cells]
         if kind == "binary":
             values = np.minimum(values, 1)
     frames = values.reshape(steps, 2, target[1], target[0])
@@ -81,7 +85,7 @@ def narrow(counts: NDArray[Any]) -> NDArray[Any]:
     """The same counts in the smallest of uint8 and int16 that holds them; `UserError` above 32,767."""
     worst = int(counts.max(initial=0))
     if worst <= 255:
-        return counts.astype(np.uint8)
+        return counts.astype(np.uint8, copy=False)
     if worst <= 32_767:
         return counts.astype(np.int16)
     raise UserError(f"{worst} events at one pixel of one frame (at most 32767 fit): take more steps, or kind='binary'")
@@ -136,6 +140,17 @@ def _in_time(events: NDArray[np.void]) -> NDArray[np.void]:
     """Events in the order of time (stable); the same array where they already are."""
     t = events["t"]
     return events if bool((t[1:] >= t[:-1]).all()) else events[np.argsort(t, kind="stable")]
+
+
+def _counts(flat: NDArray[np.int64], cells: int) -> NDArray[Any]:
+    """How often each cell is named."""
+    if cells >= SPARSE * len(flat):
+        # Large sensor, few events: bincount's 8 bytes a cell would cost more than the events do.
+        counts = np.zeros(cells, np.uint8)
+        torch.from_numpy(counts).scatter_add_(0, torch.from_numpy(flat), torch.ones(1, dtype=torch.uint8).expand(len(flat)))
+        if int(counts.sum(dtype=np.uint32)) == len(flat):  # else a count ran over 255 and lost 256
+            return counts
+    return np.bincount(flat, minlength=cells)
 
 
 def _axis(where: NDArray[Any], sensor: int, out: int, name: str) -> NDArray[np.int64]:

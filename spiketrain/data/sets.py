@@ -47,5 +47,7 @@ def load(
             raise UserError(f"{known}, or a folder with one subfolder a class")
         if is_image_folder(folder):
             return load_folder(folder, image_size)
-    framing = {"by": frames_by, "kind": frame_kind, "window": frame_window or None, "resize": frame_resize}
-    return event_sets.load(name, base, steps=steps, size=event_size or None, split=split or None, workers=workers, **framing)  # type: ignore[arg-type]
+    return event_sets.load(
+        name, base, steps=steps, size=event_size or None, split=split or None, by=frames_by, window=frame_window or None, kind=frame_kind,
+        resize=frame_resize, workers=workers, download=download,
+    )  # fmt: skip

@@ -46,7 +46,7 @@ def info(name: str, root: str | Path = ".", split: str | None = None, cache: str
         ("cut into", f"{entry.cut / 1000:g} ms" if entry.cut else "whole recordings"),
         ("layouts", "\n".join(entry.layouts)),
         ("splits", ", ".join(entry.splits)),
-        ("MD5", "\n".join(f"{md5}  {file}" for file, md5 in entry.checksums)),
+        ("MD5", "\n".join(f"{a.md5}  {a.file}  {a.url}".rstrip() for a in entry.archives)),
     ]
     for key, value in [*rows, *found]:
         if value:

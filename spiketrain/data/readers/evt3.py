@@ -52,12 +52,12 @@ def read_evt3(source: Source, size: Size | None = None) -> Recording:
 def _block(source: Source, words: NDArray[np.uint16], at: int, state: _State, events: EventList) -> None:
     """Adds the events of some words, and leaves the state behind them."""
     kind = (words >> 12).astype(np.uint8)
-    low = words & 0xFFF
+    low: NDArray[np.uint16] = words & np.uint16(0xFFF)
     rows = np.flatnonzero(kind == ADDR_X)  # numbers, not a mask: a mask as irregular as this one is slow to pick by
     y_at, time_at = np.flatnonzero(kind == ADDR_Y), np.flatnonzero((kind == TIME_LOW) | (kind == TIME_HIGH))
     chosen = low.take(rows)
-    x: NDArray[Any] = chosen & 0x7FF
-    p = chosen >> 11
+    x: NDArray[Any] = chosen & np.uint16(0x7FF)
+    p: NDArray[np.uint16] = chosen >> np.uint16(11)
     if len(rows) + len(y_at) + len(time_at) < len(words):
         unknown_words(source, kind, KNOWN, at, 2)
         rows, x, p = _with_vectors(low, kind, rows, x, p, state)

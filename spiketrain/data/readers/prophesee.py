@@ -88,12 +88,13 @@ def read_evt2(source: Source, size: Size | None = None) -> Recording:
     for start in range(0, len(words), BLOCK):
         word = words[start : start + BLOCK]
         kind = (word >> 28).astype(np.uint8)
-        chosen, ticks = kind <= ON, np.flatnonzero(kind == TIME_HIGH)
+        chosen: NDArray[np.bool_] = kind <= ON
+        ticks = np.flatnonzero(kind == TIME_HIGH)
         found = word[chosen]
         before = ticks - np.arange(len(ticks))  # how many events stand before each tick
         if len(found) + len(ticks) < len(word):
             unknown_words(source, kind, KNOWN, at + 4 * start, 4)
-            before = np.cumsum(chosen)[ticks]
+            before = np.cumsum(chosen, dtype=np.int64)[ticks]
         skipped = 0
         if high[-1] < 0:
             skipped = int(before[0]) if len(ticks) else len(found)
