@@ -79,6 +79,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(older, ignore_errors=True)
 
 
+def has(folder: Path) -> bool:
+    """Whether a run's folder holds a checkpoint."""
+    return bool(_all(folder))
+
+
 def latest(folder: Path) -> Path:
     """The newest checkpoint in a run's folder; `UserError` where there is none."""
     if re.fullmatch(r"checkpoint-\d+", folder.name) and folder.is_dir():

@@ -1,4 +1,4 @@
-"""The command line: `spiketrain train | eval | report | data | list`. A mistake of the user's is one line and exit status 2."""
+"""The command line: `spiketrain train | eval | bench | report | data | list`. A mistake of the user's is one line and exit status 2."""
 
 import argparse
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spiketrain import cli_data
+from spiketrain import cli_bench, cli_data
 from spiketrain.errors import UserError, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 
@@ -70,12 +70,28 @@ def _strings(text: str) -> tuple[str, ...]:
 
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
-    return {n: v for n in FIELDS if (v := getattr(options, f"field_{n}", None)) is not None}
+    changes = {n: v for n in FIELDS if (v := getattr(options, f"field_{n}", None)) is not None}
+    _allow(changes.get("model"))
+    return changes
+
+
+def _allow(model: str | None) -> None:
+    """Loads a model file that was named on the command line."""
+    from spiketrain import models
+
+    if model and models.FILE in model:
+        models.load_file(model)
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", metavar="DIR", help="where data sets lie (default: environment SPIKETRAIN_DATA, else ./data)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … (default: auto)")
+
+
+def recipe_of(words: Sequence[str]) -> Recipe:
+    """The recipe that `spiketrain train` would run with these words; `UserError` where they are wrong."""
+    options = _parser().parse(["train", *words])
+    return get(options.recipe).but(**_changes(options))
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -95,6 +111,7 @@ def _train(options: argparse.Namespace) -> int:
         output=options.output,
         device=options.device,
         resume=options.resume,
+        into=options.into,
         download=options.download,
         tensorboard=options.tensorboard,
         quiet=options.quiet,
@@ -221,6 +238,7 @@ def _parser() -> Parser:
     train.description = "Train a network by a recipe; every flag below the first group changes one field of it."
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name: spiketrain list recipes")
     train.add_argument("--output", default="runs", metavar="DIR", help="where the run's folder is made (default: runs)")
+    train.add_argument("--into", metavar="DIR", help="the run's own folder; begun before, it is continued; done, nothing is run")
     train.add_argument("--resume", metavar="RUN", help="continue the run in this folder, to the same numbers as without a stop")
     train.add_argument("--download", action="store_true", help="fetch the data set if it is absent")
     train.add_argument("--tensorboard", metavar="DIR", help="write logs for TensorBoard there")
@@ -238,6 +256,9 @@ def _parser() -> Parser:
     tables.add_argument("--results", default="results", metavar="DIR", help="folder of records *.json (default: results)")
     tables.add_argument("--into", metavar="FILE", help="write the table between the markers of this file, as README.md has them")
     tables.set_defaults(run=_report, parser=tables)
+
+    several = cli_bench.add(commands, allow_abbrev=False, formatter_class=Wide)
+    several.set_defaults(run=cli_bench.run, parser=several)
 
     data = cli_data.add(commands, allow_abbrev=False, formatter_class=Wide)
     data.set_defaults(run=cli_data.run, parser=data)

@@ -61,7 +61,7 @@ def _row(runs: list[Record]) -> tuple[str, ...]:
 def _portable(command: str) -> str:
     """A command without the flags that name places and devices of the machine it ran on."""
     words = shlex.split(command)
-    places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device")}
+    places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device", "--into")}
     return shlex.join(word for i, word in enumerate(words) if i not in places and i - 1 not in places)
 
 

@@ -34,6 +34,7 @@ def train(
     output: str | Path = "runs",
     device: str = "auto",
     resume: str | Path | None = None,
+    into: str | Path | None = None,
     download: bool = False,
     command: str | None = None,
     tensorboard: str | Path | None = None,
@@ -42,10 +43,15 @@ def train(
     """Trains a network by a recipe and returns the record of it, which lies in a new folder under `output`.
 
     data_root: where data sets lie (default: environment SPIKETRAIN_DATA, else `data`); device: "auto", "cpu", "cuda" or
-    "cuda:1"; resume: a run's folder, which is then continued to the same numbers as if it had never stopped; download:
-    fetch data that are absent; tensorboard: folder for its logs. Raises `UserError` where something that the user
+    "cuda:1"; resume: a run's folder, which is then continued to the same numbers as if it had never stopped; into: the
+    run's own folder instead of a new one, continued if it has been begun, done if it has the record; download: fetch data that
+    are absent; tensorboard: folder for its logs. Raises `UserError` where something that the user
     named is wrong, before anything is trained.
     """
+    done = _begun(Path(into), recipe) if into else None
+    if isinstance(done, Record):
+        return done
+    resume = resume or done
     where = choose_device(device)
     bf16 = uses_bf16(recipe.precision, where)
     data = load_data(recipe, data_root, download)
@@ -55,12 +61,11 @@ def train(
     optimizer, scheduler = make_optimizer(recipe, network, loader.batches)
     ema = ModelEmaV3(network, decay=recipe.ema) if recipe.ema else None
     curve: list[dict[str, float]] = []
-    seconds = {"train": 0.0, "eval": 0.0}
-    start = 0
+    start, seconds = 0, {"train": 0.0, "eval": 0.0}
     if resume:
         folder, start, curve, seconds = _restore(Path(resume), recipe, network, optimizer, scheduler, ema)
     else:
-        folder = new_folder(Path(output), recipe)
+        folder = Path(into) if into else new_folder(Path(output), recipe)
     autocast = torch.autocast(where.type, torch.bfloat16, enabled=bf16)
     objective = Objective(recipe.loss, recipe.smoothing, recipe.tet_lambda, recipe.tet_phi)
     tested: Network = ema.module if ema else network
@@ -83,8 +88,7 @@ def train(
                 if ema:
                     ema.update(network)
                 display.step(epoch, batch, meter, time.perf_counter() - begun)
-            loss, accuracy = meter.read()
-            spent = time.perf_counter() - begun
+            (loss, accuracy), spent = meter.read(), time.perf_counter() - begun
             if not math.isfinite(loss):
                 raise UserError(f"the loss became {loss} in epoch {epoch + 1}: lower --lr or set --clip-grad ({folder} is kept)")
             begun = time.perf_counter()
@@ -94,8 +98,7 @@ def train(
             scheduler.step(epoch + 1, result.accuracy)
             display.epoch(epoch, curve[-1])
             _save(folder, recipe, epoch + 1, network, optimizer, scheduler, ema, curve, seconds)
-            for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr"):
-                logs and logs.add_scalar(name, curve[-1][name], epoch + 1)
+            _log(logs, epoch + 1, curve[-1])
         if start == recipe.epochs:  # resumed after its last epoch, before its record
             result = evaluate(tested, loader.test(), autocast, network_classes(recipe, data))
     digest = checkpoint.save_weights(folder / checkpoint.WEIGHTS, tested.state_dict())
@@ -140,6 +143,20 @@ def warm_up(recipe: Recipe, loader: Loader, network: Network, autocast: torch.au
     train_step(recipe, twin, torch.optim.SGD(twin.parameters(), lr=0.0), autocast, objective, inputs, labels, Meter())
     evaluate(twin, [next(iter(loader.test()))], autocast, classes)
     return time.perf_counter() - begun
+
+
+def _begun(folder: Path, recipe: Recipe) -> Record | Path | None:
+    """What a run's own folder, made if it is not there, holds of the run: its record, a checkpoint, or nothing yet."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}): choose another --into") from error
+    if (folder / record.FILE).exists():
+        made = Record.load(folder)
+        if made.recipe != recipe.to_dict():
+            raise UserError(f"{made.path}: is of another recipe: choose another --into")
+        return made
+    return folder if checkpoint.has(folder) else None
 
 
 def new_folder(output: Path, recipe: Recipe) -> Path:
@@ -232,6 +249,12 @@ def _tensorboard(folder: str | Path | None, run: Path) -> Any:
     except ImportError:
         raise UserError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
     return SummaryWriter(str(Path(folder) / run.name))  # type: ignore[no-untyped-call]
+
+
+def _log(logs: Any, epoch: int, entry: dict[str, float]) -> None:
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr"):
+        if logs is not None:
+            logs.add_scalar(name, entry[name], epoch)
 
 
 def _record(

@@ -1,4 +1,4 @@
-"""Any bytes: a reader returns events that fit the sensor, or says in one line what is wrong. (`benchmarks/readers_fuzz.py` does it at length.)"""
+"""Any bytes: a reader returns events that fit, or says in one line what is wrong. `benchmarks/readers_fuzz.py` does it at length."""
 
 import tempfile
 from pathlib import Path

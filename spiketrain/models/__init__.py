@@ -1,11 +1,13 @@
 """Networks by name: `build(name, ...)`."""
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
-from spiketrain.errors import unknown
+from spiketrain.errors import UserError, unknown
 from spiketrain.layers import ENCODERS
 from spiketrain.models import convnet, resnet
 from spiketrain.models.network import Network, Plan, count_macs, count_parameters
@@ -31,6 +33,29 @@ MODELS: dict[str, Callable[[Plan], nn.Module]] = {
     )
 }
 """Every model by its name; the first line of a function's docstring says what it is."""
+
+
+FILE = ".py:"
+
+
+def load_file(spec: str) -> None:
+    """Adds the network of a user's own file, `path.py:function`, to `MODELS` under that name. This runs the file's code.
+
+    The function takes a `Plan` and returns a module from `[T,B,C,H,W]` to logits `[T,B,K]`. Called only for what a user names
+    on their own command line, never for a name that stands in a record or a checkpoint. Raises `UserError` where it fails.
+    """
+    path, _, function = spec.rpartition(":")
+    found = importlib.util.spec_from_file_location("spiketrain_user_model", path)
+    if found is None or found.loader is None or not Path(path).is_file():
+        raise UserError(f"model {spec}: there is no file {path}; FILE.py:FUNCTION is expected")
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"model {spec}: {path} does not load ({type(error).__name__}: {error})") from error
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"model {spec}: {path} has no function {function}")
+    MODELS[spec] = getattr(module, function)
 
 
 def build(
@@ -64,6 +89,8 @@ def build(
     >>> build("resnet18", neuron="lif", surrogate="atan", steps=4).steps
     4
     """
+    if FILE in name and name not in MODELS:
+        raise UserError(f"model {name} is a file with code: name it again (--model {name}) to run it")
     for kind, value, known in (("model", name, MODELS), ("neuron", neuron, NEURONS), ("encoder", encoder, ENCODERS)):
         if value not in known:
             raise unknown(kind, value, known)
@@ -73,4 +100,4 @@ def build(
     return Network(body, in_channels, steps, encoder, flatten_time)
 
 
-__all__ = ["MODELS", "Network", "Plan", "build", "count_macs", "count_parameters"]
+__all__ = ["FILE", "MODELS", "Network", "Plan", "build", "count_macs", "count_parameters", "load_file"]

@@ -132,6 +132,21 @@ class Recipe:
         return Recipe().but(**values)
 
 
+    def flags(self, base: "Recipe") -> list[str]:
+        """The command line's flags that make this recipe of `base`, in the order of the fields."""
+        words: list[str] = []
+        for name in FIELDS:
+            value = getattr(self, name)
+            if value == getattr(base, name) or name == "name":
+                continue
+            flag = "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(flag if value else flag.replace("--", "--no-", 1))
+            else:
+                words += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+        return words
+
+
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Recipe)}
 _TYPES = typing.get_type_hints(Recipe)
 
