@@ -48,8 +48,7 @@ def train(
     are absent; tensorboard: folder for its logs. Raises `UserError` where something that the user
     named is wrong, before anything is trained.
     """
-    done = _begun(Path(into), recipe) if into else None
-    if isinstance(done, Record):
+    if isinstance(done := _begun(into, recipe), Record):
         return done
     resume = resume or done
     where = choose_device(device)
@@ -145,8 +144,11 @@ def warm_up(recipe: Recipe, loader: Loader, network: Network, autocast: torch.au
     return time.perf_counter() - begun
 
 
-def _begun(folder: Path, recipe: Recipe) -> Record | Path | None:
+def _begun(into: str | Path | None, recipe: Recipe) -> Record | Path | None:
     """What a run's own folder, made if it is not there, holds of the run: its record, a checkpoint, or nothing yet."""
+    if not into:
+        return None
+    folder = Path(into)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,7 +15,8 @@ from spiketrain.cli import main, recipe_of
 from spiketrain.errors import UserError
 from spiketrain.recipes import RECIPES, get
 
-ROWS = "\n".join(f"digits --epochs 3 --limit 128 --width 0.25 --neuron {n} --surrogate {s}" for n in ("if", "lif") for s in ("atan", "qgate"))
+SMALL = "digits --epochs 3 --limit 128 --width 0.25"
+ROWS = "\n".join(f"{SMALL} --neuron {n} --surrogate {s}" for n in ("if", "lif") for s in ("atan", "qgate"))
 
 
 @pytest.fixture
