@@ -1,4 +1,4 @@
-"""The command line: `spiketrain train | eval | bench | report | data | list`. A mistake of the user's is one line and exit status 2."""
+"""The command line, `spiketrain train | eval | bench | …`. A mistake of the user's is one line and exit status 2."""
 
 import argparse
 import difflib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spiketrain import cli_bench, cli_data
+from spiketrain import cli_analyze, cli_bench, cli_data
 from spiketrain.errors import UserError, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 
@@ -71,11 +71,11 @@ def _strings(text: str) -> tuple[str, ...]:
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
     changes = {n: v for n in FIELDS if (v := getattr(options, f"field_{n}", None)) is not None}
-    _allow(changes.get("model"))
+    allow(changes.get("model"))
     return changes
 
 
-def _allow(model: str | None) -> None:
+def allow(model: str | None) -> None:
     """Loads a model file that was named on the command line."""
     from spiketrain import models
 
@@ -134,28 +134,27 @@ def finish(record: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    import torch
+    from spiketrain.trained import open_record
 
-    from spiketrain import assemble, checkpoint
-    from spiketrain.evaluate import evaluate
-    from spiketrain.record import Record
-
-    record = Record.load(options.record)
-    recipe = Recipe.from_dict(record.recipe)
-    device = assemble.choose_device(options.device)
-    data = assemble.load_data(recipe, options.data_root)
-    if data.test.fingerprint != record.data["test_fingerprint"]:
-        raise UserError(f"{record.path}: was tested on other data (fingerprint {record.data['test_fingerprint'][:12]}… there)")
-    network = assemble.build_network(recipe, data, device)
-    checkpoint.load_weights(network, record.folder / checkpoint.WEIGHTS)
-    loader = assemble.make_loader(recipe, data, device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=record.precision == "bf16")
-    result = evaluate(network, loader.test(), autocast, assemble.network_classes(recipe, data))
-    print(f"test accuracy  {result.accuracy:.2f} % of {len(data.test):,} samples (the record says {record.test_accuracy:.2f} %)")
+    allow(options.model)
+    trained = open_record(options.record, options.data_root, options.device)
+    result = trained.evaluate()
+    said = f"the record says {trained.record.test_accuracy:.2f} %"
+    print(f"test accuracy  {result.accuracy:.2f} % of {len(trained.data.test):,} samples ({said})")
     for steps, accuracy in enumerate(result.by_step, 1):
         print(f"  first {steps:2d} of {len(result.by_step)} steps  {accuracy:6.2f} %")
     for name, rate in result.rates.items():
         print(f"  firing rate of {name:<24} {rate:.4f}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from spiketrain.verify import verify
+
+    allow(options.model)
+    for line in verify(options.record, options.data_root, options.device):
+        print(line)
+    print(f"{options.record}: accepted")
     return 0
 
 
@@ -252,10 +251,21 @@ def _parser() -> Parser:
     _add_places(test)
     test.set_defaults(run=_eval, parser=test)
 
+    check = commands.add_parser("verify", help="check a record: weights, data, counts, accuracy", allow_abbrev=False, formatter_class=Wide)
+    check.add_argument("record", metavar="RECORD", help="a run's folder, or the record.json in it, with the weights beside it")
+    _add_places(check)
+    check.set_defaults(run=_verify, parser=check)
+
+    for command in (test, check):
+        command.add_argument("--model", metavar="FILE.py:FUNCTION", help="the model's own file, where it has one: its code is run")
+
     tables = commands.add_parser("report", help="tables from records", allow_abbrev=False, formatter_class=Wide)
     tables.add_argument("--results", default="results", metavar="DIR", help="folder of records *.json (default: results)")
     tables.add_argument("--into", metavar="FILE", help="write the table between the markers of this file, as README.md has them")
     tables.set_defaults(run=_report, parser=tables)
+
+    inside = cli_analyze.add(commands, allow_abbrev=False, formatter_class=Wide)
+    inside.set_defaults(run=cli_analyze.run, parser=inside)
 
     several = cli_bench.add(commands, allow_abbrev=False, formatter_class=Wide)
     several.set_defaults(run=cli_bench.run, parser=several)
