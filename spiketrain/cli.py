@@ -159,14 +159,20 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from spiketrain.report import load_records, table, write_table
+    from spiketrain.report import load_records, table, write_curves, write_table
 
     records = load_records(Path(options.results))
     if not records:
         raise UserError(f"{options.results}: no record (*.json) there")
+    if options.html:
+        from spiketrain.page import write_page
+
+        print(f"{options.html}: {write_page(records, Path(options.html)) / 1e6:.2f} MB, {len(records)} records")
+    if options.csv:
+        print(f"{options.csv}: {write_curves(records, Path(options.csv))} lines, one an epoch")
     if options.into:
         write_table(Path(options.into), records)
-    else:
+    if not (options.into or options.html or options.csv):
         print(table(records))
     return 0
 
@@ -259,9 +265,11 @@ def _parser() -> Parser:
     for command in (test, check):
         command.add_argument("--model", metavar="FILE.py:FUNCTION", help="the model's own file, where it has one: its code is run")
 
-    tables = commands.add_parser("report", help="tables from records", allow_abbrev=False, formatter_class=Wide)
+    tables = commands.add_parser("report", help="tables, a page, or CSV from records", allow_abbrev=False, formatter_class=Wide)
     tables.add_argument("--results", default="results", metavar="DIR", help="folder of records *.json (default: results)")
     tables.add_argument("--into", metavar="FILE", help="write the table between the markers of this file, as README.md has them")
+    tables.add_argument("--html", metavar="FILE", help="write one self-contained page: sortable table, plots, every run's story")
+    tables.add_argument("--csv", metavar="FILE", help="write every run's learning curve, a line an epoch")
     tables.set_defaults(run=_report, parser=tables)
 
     inside = cli_analyze.add(commands, allow_abbrev=False, formatter_class=Wide)

@@ -1,20 +1,22 @@
 """Records → pictures and tables. Reads files, trains nothing."""
 
+import csv
+import io
 import shlex
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 from spiketrain.errors import UserError
-from spiketrain.record import Record
+from spiketrain.record import Record, write_whole
 
 BEGIN, END = "<!-- results: begin (written by `spiketrain report`) -->", "<!-- results: end -->"
 HEAD = ("data", "recipe", "network", "T", "test accuracy (last epoch)", "parameters", "firing rate", "training", "command")
 
 
 def load_records(folder: Path) -> list[Record]:
-    """Every promoted record: the files `folder/*.json`, in the order of their names."""
-    return [Record.load(file) for file in sorted(folder.glob("*.json"))]
+    """Every record of a folder, in the order of their names: promoted ones, `*.json`, and those of runs, `*/record.json`."""
+    return [Record.load(file) for file in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/record.json"))]]
 
 
 def table(records: Iterable[Record]) -> str:
@@ -54,15 +56,30 @@ def _row(runs: list[Record]) -> tuple[str, ...]:
         f"{first.parameters:,}",
         f"{statistics.mean(rates):.3f}" if rates else "–",
         f"{seconds:.0f} s, {first.precision}, {where}",
-        f"`{_portable(first.command)}`",
+        f"`{portable(first.command)}`",
     )
 
 
-def _portable(command: str) -> str:
+def portable(command: str) -> str:
     """A command without the flags that name places and devices of the machine it ran on."""
     words = shlex.split(command)
     places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device", "--into")}
     return shlex.join(word for i, word in enumerate(words) if i not in places and i - 1 not in places)
+
+
+def write_curves(records: Iterable[Record], file: Path) -> int:
+    """Writes CSV with a line an epoch of every record: recipe, seed, epoch, and the curve's columns. Returns the number of lines."""
+    lines = [
+        {"recipe": record.recipe["name"], "seed": record.seed, "weights": record.weights[:12], "epoch": epoch, **entry}
+        for record in records
+        for epoch, entry in enumerate(record.curve, 1)
+    ]
+    content = io.StringIO()
+    writer = csv.DictWriter(content, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(file, content.getvalue().encode())
+    return len(lines)
 
 
 def draw_curve(record: Record, file: Path) -> Path:

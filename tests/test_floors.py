@@ -19,6 +19,7 @@ ALLOWED = {
     "recipes": {"errors"},
     "record": {"errors"},
     "report": {"errors", "record"},
+    "page": {"errors", "record", "report"},
     "progress": {"errors"},
     "checkpoint": {"errors"},
     "evaluate": {"errors", "models", "neurons", "objective"},
