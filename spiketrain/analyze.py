@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiketrain import corrupt, operations
+from spiketrain import corrupt, functional, operations
 from spiketrain.evaluate import evaluate
 from spiketrain.neurons import Leaky, Neuron
 from spiketrain.objective import predict
@@ -114,7 +114,7 @@ def _listen(trained: Trained, inputs: Tensor) -> tuple[list[dict[str, Any]], lis
     last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
 
     def activity(one: _Activity):  # type: ignore[no-untyped-def]
-        return lambda _, given, spikes: one.add(given[0], spikes)
+        return lambda _, given, spikes: one.add(_currents(*given), spikes)
 
     handles = [one.neuron.register_forward_hook(activity(one)) for one in found.values()]
     handles.append(last.register_forward_hook(lambda _, given, out: features.append(given[0].float())))
@@ -130,6 +130,14 @@ def _listen(trained: Trained, inputs: Tensor) -> tuple[list[dict[str, Any]], lis
         for handle in handles:
             handle.remove()
     return [one.row(name) for name, one in found.items()], counter.rows(), torch.cat(features)
+
+
+def _currents(x: Tensor, affine: tuple[Tensor, Tensor] | None = None, steps: int = 1) -> Tensor:
+    """What a neuron was given, behind the norm that it was given with it."""
+    if affine is None:
+        return x
+    y = functional.affine(x, *(c[None] for c in affine))
+    return y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
 
 
 def _accuracies(trained: Trained, inputs: Tensor, labels: Tensor) -> tuple[list[float], list[list[int]]]:

@@ -220,3 +220,72 @@ def scan(
         spikes.append(s)
     assert v is not None
     return torch.stack(spikes), v
+
+
+Total = Callable[[Tensor], Tensor]
+"""Sum of a tensor over all processes that share a batch; differentiable, and its own adjoint."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm by the statistics of its input: y = weight·(x − mean) / √(var + eps) + bias, per channel.
+
+    weight, bias: `[C]`. per_step: statistics of each step by itself, else over all steps. total: where several processes share
+    a batch, the sum over them.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    eps: float = 1e-5
+    per_step: bool = False
+    total: Total | None = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and (biased) variance per channel, `[S,C]`, S = T for statistics per step, else 1; `count` numbers are behind each."""
+
+    mean: Tensor
+    var: Tensor
+    count: float
+
+
+def moments(x: Tensor, norm: Norm) -> Moments:
+    """Statistics of x `[T,B,C,...]` as `norm` wants them."""
+    wide = widen(x) if norm.per_step else widen(x).flatten(0, 1)[None]
+    places = [d for d in range(1, wide.dim()) if d != 2]
+    count = wide[0].numel() / wide.shape[2]
+    mean = wide.mean(places)
+    if norm.total is not None:
+        everybody = norm.total(torch.stack([mean * count, torch.full_like(mean, count)]))
+        mean, count = everybody[0] / everybody[1], float(everybody[1, 0, 0])
+    apart = wide - mean.view(len(wide), 1, -1, *(1,) * (wide.dim() - 3))
+    squares = apart.square().sum(places)
+    return Moments(mean, (squares if norm.total is None else norm.total(squares)) / count, count)
+
+
+def line(found: Moments, norm: Norm) -> tuple[Tensor, Tensor]:
+    """The norm as y = scale·x + shift, both `[S,C]`."""
+    scale = norm.weight * torch.rsqrt(found.var + norm.eps)
+    return scale, norm.bias - found.mean * scale
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale·x + shift of x `[T,B,C,...]`, scale and shift `[S,C]`, S = 1 or T, in the dtype of potentials."""
+    shape = (len(scale), 1, -1, *(1,) * (x.dim() - 3))
+    return scale.view(shape) * widen(x) + shift.view(shape)
+
+
+def norm_scan(
+    x: Tensor, v: Tensor | None, norm: Norm, decay: Coefficient, gain: Coefficient, threshold: Coefficient, alpha: Coefficient, rule: Rule,
+    steps: int = 1,
+) -> tuple[Tensor, Tensor, Moments]:  # fmt: skip
+    """`scan` of the batch norm of x; the currents between them stay in the dtype of potentials. Spikes are in x's dtype.
+
+    x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times.
+    """
+    found = moments(x, norm)
+    y = affine(x, *line(found, norm))
+    y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
+    spikes, v = scan(y, v, decay, gain, threshold, alpha, rule)
+    return spikes.to(x.dtype), v, found

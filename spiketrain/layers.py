@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spiketrain import kernels
 from spiketrain.errors import UserError, unknown
-from spiketrain.neurons import Neuron, Spec
+from spiketrain.functional import Moments, Norm, line, widen
+from spiketrain.neurons import Leaky, Neuron, Spec
 
 NORMS = ("time", "step")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -49,17 +51,69 @@ class BatchNorm(nn.Module):
         if self.mode == "time" or not self.training:
             return fold(self.bn, x)
         if same_at_every_step(x):  # T equal updates of the running statistics in one
-            y = self._normalise(x[0], 1 - (1 - self._momentum()) ** x.shape[0])
+            y = self._normalise(x[0], self._repeated(x.shape[0]))
             return y.expand(x.shape[0], *y.shape)
         return torch.stack([self._normalise(x_t, self._momentum()) for x_t in x.unbind(0)])
+
+    def batch(self) -> Norm:
+        """The norm by the statistics of a batch, for kernels that do it together with the neuron."""
+        return Norm(self.bn.weight, self.bn.bias, self.bn.eps, self.mode == "step")
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The norm in evaluation mode as scale and shift `[C]`."""
+        bn = self.bn
+        assert bn.running_mean is not None and bn.running_var is not None
+        scale, shift = line(Moments(bn.running_mean[None], bn.running_var[None], 1), self.batch())
+        return scale[0], shift[0]
+
+    def update(self, found: Moments, steps: int) -> None:
+        """Updates the running statistics by those of a batch, of `steps` steps."""
+        bn = self.bn
+        assert bn.running_mean is not None and bn.running_var is not None
+        repeated = self.mode == "step" and len(found.mean) < steps
+        momentum = self._repeated(steps) if repeated else self._momentum()
+        unbiased = found.var * (found.count / max(1, found.count - 1))
+        with torch.no_grad():
+            for mean, var in zip(found.mean, unbiased, strict=True):
+                bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
+                bn.running_var.lerp_(var.to(bn.running_var.dtype), momentum)
+            if bn.num_batches_tracked is not None and self.mode == "time":
+                bn.num_batches_tracked.add_(1)
 
     def _momentum(self) -> float:
         assert self.bn.momentum is not None
         return self.bn.momentum
 
+    def _repeated(self, steps: int) -> float:
+        return float(1 - (1 - self._momentum()) ** steps)
+
     def _normalise(self, x: Tensor, momentum: float) -> Tensor:
         bn = self.bn
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
+
+
+def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int) -> Tensor:
+    """Spikes of the normed x: `[T,B,C,H,W]`, or one step `[1,B,C,H,W]` to be seen `steps` times, → `[T,B,C,H,W]`.
+
+    Norm and neuron in one pass over memory where the neuron's kernel is a fast one; the currents between them are never
+    stored. They are in the dtype of potentials either way.
+    """
+    if isinstance(neuron, Leaky) and kernels.choose(neuron.kernel, x, neuron.rule) != "reference":
+        if norm.training:
+            spikes, found = neuron.normed(x, norm.batch(), steps)
+            norm.update(found, steps)
+            return spikes
+        if not torch.is_grad_enabled():
+            fired: Tensor = neuron(x, norm.affine(), steps)
+            return fired
+    x = widen(x) if isinstance(neuron, Leaky) else x
+    out: Tensor = neuron(norm(x.expand(steps, *x.shape[1:])))
+    return out
+
+
+def once(x: Tensor) -> Tensor:
+    """x `[T,...]`, or its first step alone where all are the same."""
+    return x[:1] if same_at_every_step(x) else x
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -81,11 +135,10 @@ class ConvBlock(nn.Module):
         self.neuron = neuron.make()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = fold(self.conv, x)
+        y = fold(self.conv, once(x))
         if self.pool > 1:  # before the norm, which then has a quarter of the work
-            x = fold(lambda y: F.max_pool2d(y, self.pool), x)
-        spikes: Tensor = self.neuron(self.norm(x))
-        return spikes
+            y = fold(lambda z: F.max_pool2d(z, self.pool), y)
+        return fire(self.norm, self.neuron, y, len(x))
 
 
 class AvgPool(nn.Module):

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from spiketrain import functional, kernels
 from spiketrain.errors import UserError, unknown
-from spiketrain.functional import Coefficient, Rule
+from spiketrain.functional import Coefficient, Moments, Norm, Rule
 
 
 class Neuron(nn.Module, ABC):
     """What stands behind a linear layer and is applied along time."""
 
+    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Input currents `[T,B,C,...]` → spikes `[T,B,C,...]`, from rest; a pure function."""
-        return self.scan(x)[0]
 
     @abstractmethod
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -83,10 +83,27 @@ class Leaky(Neuron, ABC):
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return functional.step(x, state, *self.coefficients(), self.threshold, self.alpha, self.rule)
 
+    def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None, steps: int = 1) -> Tensor:
+        """Spikes of x, from rest. affine: scale and shift `[C]`, for spikes of scale·x + shift instead, without a gradient, where x may
+        be one step `[1,B,C,...]` to be seen `steps` times."""
+        _check_floating(x)
+        if affine is not None:
+            return kernels.affine_scan(x, affine, self._all_coefficients(), self.rule, steps, self.kernel)
+        return kernels.scan(x, None, *self._all_coefficients(), self.rule, self.kernel, keep=False)[0]
+
+    def normed(self, x: Tensor, norm: Norm, steps: int) -> tuple[Tensor, Moments]:
+        """Spikes of the batch norm of x, from rest, and its statistics. x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times."""
+        spikes, _, found = kernels.norm_scan(x, None, norm, self._all_coefficients(), self.rule, steps, self.kernel, keep=False)
+        return spikes, found
+
     def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not x.is_floating_point():
-            raise UserError(f"a neuron takes floating-point currents, not {x.dtype}: call .float() on the input")
-        return kernels.scan(x, state, *self.coefficients(), self.threshold, self.alpha, self.rule, self.kernel)
+        _check_floating(x)
+        spikes, last = kernels.scan(x, state, *self._all_coefficients(), self.rule, self.kernel)
+        assert last is not None
+        return spikes, last
+
+    def _all_coefficients(self) -> kernels.Coefficients:
+        return (*self.coefficients(), self.threshold, self.alpha)
 
     def extra_repr(self) -> str:
         r = self.rule
@@ -136,6 +153,9 @@ class PLIF(Leaky):
 class ReLU(Neuron):
     """No neuron at all: max(0, x) at every step. The yardstick: the same network as an ANN. Takes no options."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, None]:
         return torch.relu(x), None
 
@@ -182,6 +202,11 @@ _LEAKY_FIELDS = ("threshold", "surrogate", "alpha", "reset", "detach", "strict",
 
 def _as_tensor(value: Coefficient) -> Tensor:
     return value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+
+
+def _check_floating(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise UserError(f"a neuron takes floating-point currents, not {x.dtype}: call .float() on the input")
 
 
 def _check_tau(tau: Coefficient, good: bool, bound: str) -> None:

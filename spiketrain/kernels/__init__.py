@@ -1,53 +1,109 @@
-"""Fast twins of functions in `spiketrain.functional`: same name, same arguments, same gradients.
+"""Fast twins of functions in `spiketrain.functional`: same arguments, same values, same gradients.
 
-`scan(..., kernel=...)` chooses one:
+A kernel is chosen by name:
 
 - `reference`: the equation itself, a loop over time in plain torch;
-- `compiled`: forward and backward each in one pass over memory, compiled by torch; keeps the input current and nothing else;
-- `auto`: `compiled` where a compiler is at hand and the sequence is large enough for it to pay, else `reference`.
+- `compiled`: for the processor, forward and backward each in one pass over memory (`leaky`, `native`), compiled by the machine's
+  C++ compiler when first needed;
+- `triton`: the same passes for CUDA devices (`leaky`, `gpu`);
+- `auto`: the fast one for x's device where there is one and x is large enough for it to pay, else `reference`.
 """
 
 import functools
-import shutil
+import importlib.util
+import os
+from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from spiketrain import functional
-from spiketrain.errors import unknown
-from spiketrain.functional import Coefficient, Rule
-from spiketrain.kernels import leaky
+from spiketrain.errors import UserError, unknown
+from spiketrain.functional import Coefficient, Moments, Norm, Rule
+from spiketrain.kernels import leaky, native
 
-KERNELS = ("auto", "reference", "compiled")
-WORTH_COMPILING = 1 << 20
-"""Elements of a sequence from which `auto` compiles: below, a step costs less than a millisecond either way."""
+KERNELS = ("auto", "reference", "compiled", "triton")
+WORTH_COMPILING = 1 << 15
+"""Elements of a sequence from which `auto` compiles: below, a scan costs less than a millisecond either way."""
+
+Coefficients = tuple[Coefficient, Coefficient, Coefficient, Coefficient]
+"""decay, gain, threshold, alpha."""
 
 
 @functools.cache
-def compiler_found() -> bool:
-    """True where torch can compile for the processor (it calls a C++ compiler)."""
-    return any(shutil.which(c) for c in ("g++", "clang++", "c++"))
+def _triton_found() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
-def choose(kernel: str, x: Tensor) -> str:
-    """The kernel that `kernel` means for x; `UserError` if there is none of that name."""
+def choose(kernel: str, x: Tensor, rule: Rule) -> str:
+    """The kernel that `kernel` means for x: reference, compiled or triton.
+
+    Raises `UserError` where there is none of that name, or it is not for x's device or not to be had here.
+    """
     if kernel not in KERNELS:
         raise unknown("kernel", kernel, KERNELS)
-    if kernel != "auto":
+    if kernel == "reference" or (kernel == "auto" and x.numel() < WORTH_COMPILING):
+        return "reference"
+    if kernel == "auto":
+        fast = _triton_found() if x.is_cuda else x.device.type == "cpu" and native.available(rule, x.dtype)
+        return ("triton" if x.is_cuda else "compiled") if fast else "reference"
+    if kernel == "triton":
+        if not _triton_found() or not (x.is_cuda or os.environ.get("TRITON_INTERPRET")):
+            raise UserError("kernel 'triton' is for CUDA devices with Triton installed: take --kernel auto")
         return kernel
-    return "compiled" if x.numel() >= WORTH_COMPILING and (x.is_cuda or compiler_found()) else "reference"
+    if x.device.type != "cpu" or x.dtype not in native.ELEMENTS:
+        raise UserError(f"kernel 'compiled' is for float and bfloat16 on the processor, not for {x.dtype} on {x.device}: take --kernel auto")
+    if not native.available(rule, x.dtype):
+        raise UserError("kernel 'compiled' needs a C++ compiler that works: install g++, or take --kernel reference")
+    return kernel
+
+
+def fallback() -> str:
+    """A line for the user where the processor has no fast kernels; empty where it has."""
+    if native.compiler() and native.available(Rule(), torch.float32):
+        return ""
+    return "no C++ compiler works here: neurons are computed by the reference, which is several times slower (install g++)"
+
+
+def passes(kernel: str) -> ModuleType:
+    """The module with the passes of a fast kernel."""
+    if kernel == "compiled":
+        return native
+    from spiketrain.kernels import gpu
+
+    return gpu
 
 
 def scan(
-    x: Tensor,
-    v: Tensor | None,
-    decay: Coefficient,
-    gain: Coefficient,
-    threshold: Coefficient,
-    alpha: Coefficient,
-    rule: Rule,
-    kernel: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """`functional.scan` by the kernel of that name."""
-    if choose(kernel, x) == "reference":
+    x: Tensor, v: Tensor | None, decay: Coefficient, gain: Coefficient, threshold: Coefficient, alpha: Coefficient, rule: Rule,
+    kernel: str = "auto", keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """`functional.scan` by the kernel of that name. keep: whether the potential after the last step is wanted (else None)."""
+    if x.dim() == 0 or len(x) == 0 or (chosen := choose(kernel, x, rule)) == "reference":
         return functional.scan(x, v, decay, gain, threshold, alpha, rule)
-    return leaky.scan(x, v, decay, gain, threshold, alpha, rule)
+    constant = len(x) > 1 and x.stride(0) == 0
+    given = x[:1] if constant else x
+    spikes, last, _ = leaky.scan(passes(chosen), given, v, None, (decay, gain, threshold, alpha), rule, len(x), keep)
+    return spikes, last
+
+
+def norm_scan(
+    x: Tensor, v: Tensor | None, norm: Norm, coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto", keep: bool = True
+) -> tuple[Tensor, Tensor | None, Moments]:
+    """`functional.norm_scan` by the kernel of that name."""
+    if (chosen := choose(kernel, x, rule)) == "reference":
+        return functional.norm_scan(x, v, norm, *coefficients, rule, steps)
+    spikes, last, found = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep)
+    assert found is not None
+    return spikes, last, found
+
+
+def affine_scan(
+    x: Tensor, affine: tuple[Tensor, Tensor], coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto"
+) -> Tensor:  # fmt: skip
+    """Spikes of `functional.scan` of scale·x + shift, both `[C]`, from rest; no gradient. x: as in `norm_scan`."""
+    if (chosen := choose(kernel, x, rule)) == "reference":
+        y = functional.affine(x, *(c[None] for c in affine))
+        y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
+        return functional.scan(y, None, *coefficients, rule)[0].to(x.dtype)
+    return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps)

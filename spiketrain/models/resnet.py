@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, Readout, conv3x3, fold
+from spiketrain.layers import BatchNorm, Readout, conv3x3, fire, fold, once
 from spiketrain.models.network import Plan
 
 
@@ -23,7 +23,7 @@ class NormNeuronConv(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return fold(self.conv, self.neuron(self.norm(x)))
+        return fold(self.conv, fire(self.norm, self.neuron, once(x), len(x)))
 
 
 def _conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
