@@ -129,6 +129,7 @@ def network_from(recipe: Recipe, channels: int, classes: int) -> Network:
         width=recipe.width,
         encoder=recipe.encoder,
         flatten_time=recipe.flatten_time,
+        memory=recipe.memory,
     )
 
 

@@ -4,6 +4,8 @@ Everything here takes and returns `[T,B,...]`, time on axis 0. An input that is 
 along time (`Tensor.expand`): linear layers and norms then work on one step, and time starts at the first neuron.
 """
 
+import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -14,6 +16,7 @@ from spiketrain import kernels
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.neurons import Leaky, Neuron, Spec
+from spiketrain.saving import again, conv_of_spikes
 
 NORMS = ("time", "step")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -55,6 +58,13 @@ class BatchNorm(nn.Module):
             return y.expand(x.shape[0], *y.shape)
         return torch.stack([self._normalise(x_t, self._momentum()) for x_t in x.unbind(0)])
 
+    def again(self, x: Tensor) -> Tensor:
+        """What `forward` gives, without an update of the running statistics."""
+        twin = copy.deepcopy(self)
+        twin.bn.weight, twin.bn.bias = self.bn.weight, self.bn.bias
+        y: Tensor = twin(x)
+        return y
+
     def batch(self) -> Norm:
         """The norm by the statistics of a batch, for kernels that do it together with the neuron."""
         return Norm(self.bn.weight, self.bn.bias, self.bn.eps, self.mode == "step")
@@ -92,23 +102,24 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
 
 
-def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int) -> Tensor:
+def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = True) -> Tensor:
     """Spikes of the normed x: `[T,B,C,H,W]`, or one step `[1,B,C,H,W]` to be seen `steps` times, → `[T,B,C,H,W]`.
 
     Norm and neuron in one pass over memory where the neuron's kernel is a fast one; the currents between them are never
-    stored. They are in the dtype of potentials either way.
+    stored. They are in the dtype of potentials either way. update: whether the norm's running statistics are.
     """
     if isinstance(neuron, Leaky) and kernels.choose(neuron.kernel, x, neuron.rule) != "reference":
         if norm.training:
             spikes, found = neuron.normed(x, norm.batch(), steps)
-            norm.update(found, steps)
+            if update:
+                norm.update(found, steps)
             return spikes
         if not torch.is_grad_enabled():
             fired: Tensor = neuron(x, norm.affine(), steps)
             return fired
-    x = widen(x) if isinstance(neuron, Leaky) else x
-    out: Tensor = neuron(norm(x.expand(steps, *x.shape[1:])))
-    return out
+    wide = (widen(x) if isinstance(neuron, Leaky) else x).expand(steps, *x.shape[1:])
+    out: Tensor = neuron(norm(wide) if update else norm.again(wide))
+    return out.to(x.dtype)
 
 
 def once(x: Tensor) -> Tensor:
@@ -124,21 +135,32 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 class ConvBlock(nn.Module):
     """conv 3×3 → batch norm → (max-pool) → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
 
-    pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none.
+    pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none. spiking:
+    whether what goes in is spikes. memory: what is kept for the backward pass, see `saving`.
     """
 
-    def __init__(self, inputs: int, outputs: int, neuron: Spec, norm: str = "time", pool: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, neuron: Spec, norm: str = "time", pool: int = 1, spiking: bool = False, memory: str = "speed"
+    ) -> None:
         super().__init__()
         self.conv = conv3x3(inputs, outputs)
         self.pool = pool
+        self.spiking, self.memory = spiking, memory
         self.norm = BatchNorm(outputs, norm)
         self.neuron = neuron.make()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = fold(self.conv, once(x))
-        if self.pool > 1:  # before the norm, which then has a quarter of the work
-            y = fold(lambda z: F.max_pool2d(z, self.pool), y)
-        return fire(self.norm, self.neuron, y, len(x))
+        def run(x: Tensor, first: bool) -> Tensor:
+            y = fold(convolve, x)
+            if self.pool > 1:  # before the norm, which then has a quarter of the work
+                y = fold(lambda z: F.max_pool2d(z, self.pool), y)
+            return fire(self.norm, self.neuron, y, steps, first)
+
+        steps, given = len(x), once(x)
+        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
+        if self.memory == "least":
+            return again(run, given, self.spiking, list(self.parameters()))
+        return run(given, True)
 
 
 class AvgPool(nn.Module):

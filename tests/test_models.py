@@ -167,3 +167,25 @@ def test_thresholds_and_alphas_are_saved_and_learned_only_where_asked():
         neurons.LIF(surrogate="qgate", learn_alpha=True)
     with pytest.raises(UserError, match="floating-point"):
         lif(torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("memory", ["bits", "least"])
+@pytest.mark.parametrize(
+    ("model", "kernel"), [("small_convnet", "auto"), ("resnet9", "auto"), ("cifar_convnet", "auto"), ("small_convnet", "reference")]
+)
+def test_keeping_less_for_the_backward_pass_changes_nothing(model, kernel, memory):
+    images = torch.randn(8, 3, 32, 32)
+    outcomes = []
+    for setting in ("speed", memory):
+        torch.manual_seed(0)
+        network = build(model, width=0.25, threshold=0.3, steps=3, memory=setting, kernel=kernel)
+        for _ in range(2):  # running statistics must not be counted twice either
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = network(images)
+            logits.float().square().sum().backward()
+        outcomes.append((logits.detach(), [p.grad for p in network.parameters()], list(network.buffers())))
+    (logits, grads, buffers), (fewer_logits, fewer_grads, fewer_buffers) = outcomes
+    assert torch.equal(logits, fewer_logits)
+    for ours, theirs in zip(fewer_grads, grads, strict=True):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+    assert all(torch.equal(a, b) for a, b in zip(buffers, fewer_buffers, strict=True))

@@ -12,6 +12,7 @@ A kernel is chosen by name:
 import functools
 import importlib.util
 import os
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -52,7 +53,7 @@ def choose(kernel: str, x: Tensor, rule: Rule) -> str:
             raise UserError("kernel 'triton' is for CUDA devices with Triton installed: take --kernel auto")
         return kernel
     if x.device.type != "cpu" or x.dtype not in native.ELEMENTS:
-        raise UserError(f"kernel 'compiled' is for float and bfloat16 on the processor, not for {x.dtype} on {x.device}: take --kernel auto")
+        raise UserError(f"kernel 'compiled' is for floats on the processor, not for {x.dtype} on {x.device}: take --kernel auto")
     if not native.available(rule, x.dtype):
         raise UserError("kernel 'compiled' needs a C++ compiler that works: install g++, or take --kernel reference")
     return kernel
@@ -107,3 +108,32 @@ def affine_scan(
         y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
         return functional.scan(y, None, *coefficients, rule)[0].to(x.dtype)
     return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Spikes at one bit each, and what a tensor of them looked like."""
+
+    bits: Tensor
+    like: Tensor
+    """Without memory of its own: shape, strides, dtype."""
+    passes: ModuleType
+
+
+def packs(spikes: Tensor) -> bool:
+    """Whether spikes like these can be kept as bits here: `pack` would take them."""
+    dense = spikes.is_contiguous() or spikes.is_contiguous(memory_format=torch.channels_last)
+    return dense and choose("auto", spikes, Rule()) != "reference"
+
+
+def pack(spikes: Tensor) -> Bits:
+    """Dense spikes (0 and 1) as bits; `unpack` gives them back."""
+    module = passes(choose("auto", spikes, Rule()))
+    return Bits(module.pack(spikes, Rule()), torch.empty_like(spikes, device="meta"), module)
+
+
+def unpack(kept: Bits) -> Tensor:
+    """The spikes that `pack` was given, in the same layout."""
+    spikes = torch.empty_strided(kept.like.shape, kept.like.stride(), dtype=kept.like.dtype, device=kept.bits.device)
+    filled: Tensor = kept.passes.unpack(kept.bits, spikes, Rule())
+    return filled

@@ -45,7 +45,8 @@ class Layout:
     @staticmethod
     def of(x: Tensor, channels: bool) -> "Layout":
         """Of x `[T,B,C,...]`; channels: whether something has a value a channel."""
-        order = tuple(sorted(range(1, x.dim()), key=lambda d: (-x.stride(d), d)))
+        strides = x.stride()
+        order = tuple(sorted(range(1, x.dim()), key=lambda d: (-strides[d], d)))
         sizes = tuple(x.shape[d] for d in order)
         if not channels:
             return Layout(order, sizes, (1, 1, math.prod(sizes)))

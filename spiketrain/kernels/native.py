@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -21,7 +22,10 @@ from torch import Tensor
 from spiketrain.functional import SURROGATES, Rule, widen
 
 ELEMENTS = {torch.bfloat16: "bf16", torch.float32: "float", torch.float64: "double"}
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-mprefer-vector-width=512")
+FLAGS = (
+    "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-fopenmp",
+    *(("-march=native", "-mprefer-vector-width=512") if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)),
+)  # fmt: skip
 Line = tuple[Tensor, Tensor]
 """scale and shift, `[S,C]`."""
 

@@ -12,6 +12,7 @@ from spiketrain.layers import ENCODERS
 from spiketrain.models import convnet, resnet
 from spiketrain.models.network import Network, Plan, count_macs, count_parameters
 from spiketrain.neurons import NEURONS, Spec
+from spiketrain.saving import MEMORY
 
 MODELS: dict[str, Callable[[Plan], nn.Module]] = {
     body.__name__: body
@@ -79,24 +80,27 @@ def build(
     width: float = 1.0,
     encoder: str = "direct",
     flatten_time: bool = False,
+    memory: str = "speed",
 ) -> Network:
     """The network of that name.
 
     name: `MODELS`; neuron: `neurons.NEURONS`, with tau … kernel as `neurons.Leaky` and `neurons.LIF` have them; norm:
     `layers.NORMS`; steps: T of static images; width: factor on all channels; encoder: `layers.ENCODERS`; flatten_time: see
-    `Network`. Raises `UserError` with the nearest match where a name is unknown.
+    `Network`; memory: `saving.MEMORY`, what is kept for the backward pass. Raises `UserError` with the
+    nearest match where a name is unknown.
 
     >>> build("resnet18", neuron="lif", surrogate="atan", steps=4).steps
     4
     """
     if FILE in name and name not in MODELS:
         raise UserError(f"model {name} is a file with code: name it again (--model {name}) to run it")
-    for kind, value, known in (("model", name, MODELS), ("neuron", neuron, NEURONS), ("encoder", encoder, ENCODERS)):
+    names = (("model", name, MODELS), ("neuron", neuron, NEURONS), ("encoder", encoder, ENCODERS), ("memory", memory, MEMORY))
+    for kind, value, known in names:
         if value not in known:
             raise unknown(kind, value, known)
     spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel)
     channels = in_channels * steps if flatten_time else in_channels
-    body = MODELS[name](Plan(spec, norm, channels, num_classes, width))
+    body = MODELS[name](Plan(spec, norm, channels, num_classes, width, memory))
     return Network(body, in_channels, steps, encoder, flatten_time)
 
 

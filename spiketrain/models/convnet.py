@@ -18,8 +18,8 @@ def averaging(stages: Stages, plan: Plan) -> nn.Module:
     for i, (channels, convolutions) in enumerate(stages):
         if i:
             layers.append(AvgPool(2))
-        for _ in range(convolutions):
-            layers.append(ConvBlock(inputs, plan.wide(channels), plan.neuron, plan.norm))
+        for j in range(convolutions):
+            layers.append(ConvBlock(inputs, plan.wide(channels), plan.neuron, plan.norm, 1, j > 0, plan.memory))
             inputs = plan.wide(channels)
     return nn.Sequential(*layers, Readout(inputs, plan.classes))
 
@@ -32,7 +32,7 @@ def pooling(stages: Stages, plan: Plan) -> nn.Module:
         last = i == len(stages) - 1
         for j in range(convolutions):
             pool = 2 if j == convolutions - 1 and not last else 1
-            layers.append(ConvBlock(inputs, plan.wide(channels), plan.neuron, plan.norm, pool))
+            layers.append(ConvBlock(inputs, plan.wide(channels), plan.neuron, plan.norm, pool, i + j > 0, plan.memory))
             inputs = plan.wide(channels)
     return nn.Sequential(*layers, Readout(inputs, plan.classes))
 

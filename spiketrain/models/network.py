@@ -16,7 +16,7 @@ class Plan:
     """What a model's family needs to build its layers.
 
     neuron: what each node is; norm: `layers.NORMS`; channels: of the input; classes: of the output; width: factor on the
-    channels of every layer.
+    channels of every layer; memory: `saving.MEMORY`.
     """
 
     neuron: Spec
@@ -24,6 +24,7 @@ class Plan:
     channels: int = 3
     classes: int = 10
     width: float = 1.0
+    memory: str = "speed"
 
     def wide(self, channels: int) -> int:
         """`channels` times the width, a multiple of 8 where it is not the full one."""

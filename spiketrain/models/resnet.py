@@ -4,6 +4,7 @@ The residual stream is analog (a sum of convolutions' outputs), what enters a co
 ("identity mappings"), as the older benchmark has it. The stem has neither norm nor neuron, nor has the head a neuron.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from spiketrain.layers import BatchNorm, Readout, conv3x3, fire, fold, once
 from spiketrain.models.network import Plan
+from spiketrain.saving import conv_of_spikes
 
 
 class NormNeuronConv(nn.Module):
@@ -21,9 +23,11 @@ class NormNeuronConv(nn.Module):
         self.norm = BatchNorm(conv.in_channels, plan.norm)
         self.neuron = plan.neuron.make()
         self.conv = conv
+        self.memory = plan.memory
 
     def forward(self, x: Tensor) -> Tensor:
-        return fold(self.conv, fire(self.norm, self.neuron, once(x), len(x)))
+        convolve = self.conv if self.memory == "speed" else functools.partial(conv_of_spikes, self.conv)
+        return fold(convolve, fire(self.norm, self.neuron, once(x), len(x)))
 
 
 def _conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

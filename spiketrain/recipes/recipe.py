@@ -26,6 +26,9 @@ class Recipe:
     epochs: int = _field(10, "run", "passes over the training part", low=1)
     precision: str = _field("auto", "run", "of convolutions and norms; auto: bf16 where it is fast", ("auto", "fp32", "bf16"))
     kernel: str = _field("auto", "run", "which implementation computes the neurons", ("auto", "reference", "compiled", "triton"))
+    memory: str = _field(
+        "speed", "run", "kept for the backward pass: all; spikes as bits; least: layers are computed again", ("speed", "bits", "least")
+    )
     channels_last: bool = _field(True, "run", "keep images and weights with the channel as the fastest axis")
     division: str = _field(
         "strict", "run", "strict: binary spikes, exact back-propagation through time; open: anything else", ("strict", "open")
