@@ -28,16 +28,20 @@ Needs = tuple[bool, bool, bool, bool]
 """Whether decay, gain, threshold and alpha want a gradient."""
 
 
-def _blocks(*choices: tuple[int, int]) -> list[Any]:
-    """Choices of (elements of a tile, warps); one small one where the kernels are interpreted."""
-    return [triton.Config({"BLOCK": b}, num_warps=w) for b, w in ([(64, 4)] if triton.knobs.runtime.interpret else choices)]
-
-
 SMALLEST = 64 if triton.knobs.runtime.interpret else 256
 """The smallest BLOCK of the backward pass: what a row of partial sums stands for."""
+NARROW = (1 << 31) - 4096
+"""Places of a step that 32 bits can count."""
+
+
+def _blocks(*choices: tuple[int, int]) -> list[Any]:
+    """Choices of (elements of a tile, warps); one small one where the kernels are interpreted."""
+    return [triton.Config({"BLOCK": b}, num_warps=w) for b, w in ([(2 * SMALLEST, 4)] if triton.knobs.runtime.interpret else choices)]
+
+
 _tune = functools.partial(triton.autotune, cache_results=True)
 _forward_kernel = _tune(_blocks((512, 4), (1024, 4), (1024, 8), (2048, 8)), ["SIZE", "K", "LAST"])(kernels.forward_kernel)
-_backward_kernel = _tune(_blocks((256, 2), (512, 4), (512, 2), (1024, 4), (1024, 8)), ["SIZE", "K", "LAST"])(kernels.backward_kernel)
+_backward_kernel = _tune(_blocks((256, 2), (256, 4), (512, 4), (1024, 4), (1024, 8)), ["SIZE", "K", "LAST"])(kernels.backward_kernel)
 _moments_kernel = _tune(_blocks((1024, 4), (2048, 4), (2048, 8)), ["SIZE", "LAST"])(kernels.moments_kernel)
 
 
@@ -70,7 +74,7 @@ class _Tiling:
         self.unit = SMALLEST // self.width
         self.rows = triton.cdiv(self.places, self.unit)
         self.sizes = {"N": self.places, "C": self.channels, "Q": q, "M": self.step, "SIZE": min(self.step.bit_length() // 3, 8)}
-        self.shape = {"BC": self.width, "LAST": q == 1, "SPLIT": p > 1 and q > 1, "WIDE": self.places + 4096 >= 1 << 31}
+        self.shape = {"BC": self.width, "LAST": q == 1, "SPLIT": p > 1 and q > 1, "WIDE": self.places > NARROW}
 
     def grid(self, chosen: dict[str, Any]) -> tuple[int]:
         """One program a tile, for the BLOCK that was chosen."""

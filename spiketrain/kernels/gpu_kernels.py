@@ -178,7 +178,7 @@ def forward_kernel(
         for k in tl.static_range(K):
             if spikes is not None:
                 here = mask if SHORT else mask & (t0 + k < T)
-                tl.store(spikes + (t0 + k) * M + at, _fire(us[k], h, STRICT).to(spikes.dtype.element_ty), mask=here)
+                tl.store(spikes + (t0 + k) * M + at, tl.where(_fire(us[k], h, STRICT), 1.0, 0.0).to(spikes.dtype.element_ty), mask=here)
     if v_last is not None:
         tl.store(v_last + at, state, mask=mask)
 
@@ -245,8 +245,7 @@ def backward_kernel(
         xs = _load(x, t0, M, at, mask, T, K, SHORT, CONSTANT)
         grads = _load(grad_s, t0, M, at, mask, T, K, SHORT, False)
         us, ys, _ = _charge(xs, start, d, g, h, scale, shift, t0, T, c, C, A, K, SHORT, PER_STEP, HARD, STRICT)
-        for j in tl.static_range(K):
-            k: tl.constexpr = K - 1 - j
+        for k in tl.static_range(K - 1, -1, -1):
             t = t0 + k
             held = lam if SHORT else tl.where(t < T, lam, 0.0)  # ∂s is 0 after the last step too, so all terms are
             u = us[k]
@@ -387,4 +386,4 @@ def unpack_kernel(bits, spikes, N, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     byte = tl.load(bits + (at >> 3), mask=at < N, other=0).to(tl.int32)
     fired = (byte >> (at & 7).to(tl.int32)) & 1
-    tl.store(spikes + at, fired.to(spikes.dtype.element_ty), mask=at < N)
+    tl.store(spikes + at, fired.to(tl.float32).to(spikes.dtype.element_ty), mask=at < N)
