@@ -5,7 +5,7 @@ under Triton's interpreter elsewhere. By hand: `python -m pytest tests/gpu_kerne
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def poisoned(monkeypatch):
 class Case:
     """A sequence `[steps,*step]`, a rule, and which of the kernels' options are in use."""
 
-    rule: Rule = Rule()
+    rule: Rule = field(default_factory=Rule)
     steps: int = 4
     step: tuple[int, int, int] = (6, 17, 1)
     dtype: torch.dtype = torch.float32
@@ -43,10 +43,11 @@ class Case:
     start: bool = False
     constant: bool = False
     last: bool = True  # the last potential has a gradient
+    ties: bool = False  # many potentials equal the threshold
 
     def __str__(self):
         r = self.rule
-        on = [name for name in ("start", "constant") if getattr(self, name)]
+        on = [name for name in ("start", "constant", "ties") if getattr(self, name)]
         names = (r.surrogate, r.reset, "detach" if r.detach else "through", "strict" if r.strict else "loose", self.norm, *on)
         return "-".join(map(str, (self.steps, *self.step, str(self.dtype)[6:], *names)))
 
@@ -66,6 +67,9 @@ class Inputs:
         self.wide = widen(self.x).dtype
         size = [(c if many else 1,) for many in case.channels]
         self.coefficients = [draw(*s, low=low).to(self.wide) for s, low in zip(size, (0.5, 0.8, 0.4, 1.5), strict=True)]
+        if case.ties:
+            self.x = (self.x * 2).round() / 2
+            self.coefficients = [torch.full_like(c, value) for c, value in zip(self.coefficients, (0.5, 1, 0.5, 1.5), strict=True)]
         rows = case.steps if case.norm == "affine-per-step" else 1
         self.scale, self.shift = draw(rows, c, low=0.9).to(self.wide), draw(rows, c, low=0.1).to(self.wide)
         self.weight, self.bias = draw(c, low=0.9).to(self.wide), draw(c, low=0.2).to(self.wide)
@@ -147,12 +151,13 @@ def rules():
 def mixed():
     """The rules, with the other options going round at their own paces."""
     norms = ("norm", "none", "affine", "norm-per-step", "affine-per-step")
-    steps = ((5, 3, 1), (2, 3, 17), (1, 1, 33), (1, 33, 3), (3, 17, 1), (3, 1, 5), (33, 1, 1))
+    steps = ((5, 3, 1), (2, 3, 17), (1, 1, 33), (1, 17, 3), (3, 17, 1), (3, 1, 5), (33, 1, 1), (1, 9, 7))
     many = ((False,) * 4, (True,) * 4, (True, False, True, False), (False, True, False, True))
     for i, rule in enumerate(rules()):
         norm = norms[i % len(norms)]
         constant = i % 3 == 0 and norm != "norm-per-step"
-        yield Case(rule, 3, steps[i % len(steps)], torch.float32, norm, many[i // 3 % 4], start=i % 2 == 0, constant=constant, last=i % 7 != 0)
+        start, last = i % 2 == 0, i % 7 != 0
+        yield Case(rule, 3, steps[i % len(steps)], torch.float32, norm, many[i // 3 % 4], start, constant, last)
 
 
 @pytest.mark.parametrize("case", list(mixed()), ids=str)
@@ -168,6 +173,7 @@ SHAPES = [
     Case(steps=17, step=(2, 3, 1), norm="norm-per-step", start=True),
     Case(steps=33, step=(2, 3, 5), norm="norm", channels=(True, False, True, False), rule=Rule("sigmoid", "soft", False)),
     Case(steps=33, step=(3, 3, 1), norm="affine-per-step", start=True, constant=True, rule=Rule("atan", "hard", False)),
+    Case(steps=18, step=(2, 3, 1), norm="norm", constant=True),
     Case(steps=24, step=(1, 1, 33), dtype=torch.float64, rule=Rule("superspike", "hard", False)),
     Case(step=(2, 70, 1), norm="norm", dtype=torch.bfloat16),
     Case(step=(2, 3, 33), norm="norm-per-step", dtype=torch.bfloat16, channels=(True,) * 4),
@@ -182,13 +188,21 @@ def test_every_length_layout_and_dtype(case):
     agree(case)
 
 
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_a_potential_that_equals_the_threshold(reset):
+    strict, loose = (Case(Rule("qgate", reset, False, strict), ties=True) for strict in (True, False))
+    agree(strict)
+    agree(loose)
+    assert (reference(loose, Inputs(loose))[0] - reference(strict, Inputs(strict))[0]).sum() > 10
+
+
 @pytest.mark.parametrize("wanted", range(4))
 def test_a_gradient_that_nobody_needs_is_not_made(wanted):
     agree(Case(Rule("sigmoid", "soft"), channels=(True,) * 4, norm="norm"), needs=tuple(i == wanted for i in range(4)))
 
 
 @pytest.mark.parametrize("block", [1, 2, 4])
-@pytest.mark.parametrize("step", [(70, 5, 1), (5, 2, 33)])
+@pytest.mark.parametrize("step", [(40, 5, 1), (5, 2, 17)])
 def test_the_size_of_a_block_changes_nothing(monkeypatch, block, step):
     for kernel in (gpu._forward_kernel, gpu._backward_kernel, gpu._moments_kernel):
         monkeypatch.setattr(kernel, "configs", [triton.Config({"BLOCK": block * gpu.SMALLEST}, num_warps=4)])
@@ -217,7 +231,8 @@ def check_moments(steps, step, dtype, per_step, constant=False):
 @pytest.mark.parametrize("per_step", [False, True])
 @pytest.mark.parametrize("step", [(1, 1, 1), (33, 3, 1), (3, 70, 1), (5, 3, 33), (1, 2, 400)], ids=str)
 def test_moments_far_from_zero(step, per_step):
-    for steps, dtype, constant in ((1, torch.float64, False), (4, torch.float32, False), (4, torch.bfloat16, False), (3, torch.float32, True)):
+    kinds = ((1, torch.float64, False), (4, torch.float32, False), (4, torch.bfloat16, False), (3, torch.float32, True))
+    for steps, dtype, constant in kinds:
         check_moments(steps, step, dtype, per_step, constant)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from spiketrain.functional import Rule
@@ -96,7 +97,7 @@ def _time(x: Tensor, affine: Affine | None) -> dict[str, Any]:
         "SHORT": steps <= LONGEST,
         "CONSTANT": _is_constant(x),
         "PER_STEP": affine is not None and affine[0].shape[0] > 1,
-        "A": kernels.tl.float64 if x.dtype == torch.float64 else kernels.tl.float32,
+        "A": tl.float64 if x.dtype == torch.float64 else tl.float32,
     }
 
 
@@ -120,27 +121,35 @@ def moments(x: Tensor, per_step: bool) -> tuple[Tensor, Tensor]:
     rows = triton.next_power_of_2(groups)
     width = max(1, min(64, 2048 // rows))
     numbers = mean.numel()
-    _launch(kernels.merge_kernel, x, (triton.cdiv(numbers, width),), parts=parts, mean=mean, var=var, G=groups, J=numbers, ROWS=rows, BJ=width)
+    grid = (triton.cdiv(numbers, width),)
+    _launch(kernels.merge_kernel, x, grid, parts=parts, mean=mean, var=var, G=groups, J=numbers, ROWS=rows, BJ=width)
     if per_step and s < steps:
         return mean.expand(steps, -1).contiguous(), var.expand(steps, -1).contiguous()
     return mean, var
 
 
 def _scan(
-    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, tiles: _Tiling, **outputs: Tensor | None
+    x: Tensor,
+    v: Tensor | None,
+    affine: Affine | None,
+    coefficients: tuple[Tensor, ...],
+    rule: Rule,
+    spikes: Tensor | None,
+    v_last: Tensor | None,
+    starts: Tensor | None,
 ) -> None:
     decay, gain, threshold, _ = coefficients
     scale, shift = affine or (None, None)
+    tiles = _Tiling(x)
     _launch(
-        _forward_kernel, x, tiles.grid, x=x, v=v, scale=scale, shift=shift, decay=decay, gain=gain, threshold=threshold, **outputs,
+        _forward_kernel, x, tiles.grid, x=x, v=v, scale=scale, shift=shift, decay=decay, gain=gain, threshold=threshold,
+        spikes=spikes, v_last=v_last, starts=starts,
         MANY=_bits(c.numel() > 1 for c in coefficients[:3]), HARD=rule.reset == "hard", STRICT=rule.strict,
         **_time(x, affine), **tiles.sizes, **tiles.shape,
     )  # fmt: skip
 
 
-def forward(
-    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule
-) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule) -> tuple[Tensor, Tensor]:
     """Spikes `[T,P,C,Q]` in x's dtype and the last potential `[P,C,Q]` in A, of the recurrence over y[t] = scale·x[t] + shift.
 
     v: potential before the first step, None at rest. affine: (scale, shift), each `[S,C]`, or None for y = x.
@@ -148,7 +157,7 @@ def forward(
     """
     spikes = _empty(tuple(x.shape), x.dtype, x.device)
     v_last = _empty(tuple(x.shape[1:]), _wide(x), x.device)
-    _scan(x, v, affine, coefficients, rule, _Tiling(x), spikes=spikes, v_last=v_last, starts=None)
+    _scan(x, v, affine, coefficients, rule, spikes, v_last, None)
     return spikes, v_last
 
 
@@ -172,7 +181,7 @@ def backward(
     starts = None
     if not time["SHORT"]:
         starts = _empty((triton.cdiv(x.shape[0], PIECE), tiles.step), _wide(x), x.device)
-        _scan(x, v, affine, coefficients, rule, tiles, spikes=None, v_last=None, starts=starts)
+        _scan(x, v, affine, coefficients, rule, None, None, starts)
     names = ("decay", "gain", "threshold", "alpha")
     common = {
         "x": x, "v": v, "starts": starts, "grad_s": grad_s, "grad_v": grad_v,

@@ -9,7 +9,8 @@ Offsets are 64 bits wide. Nothing is added atomically: what is summed over place
 and summed by the caller, so the same input gives the same bits.
 """
 
-# ruff: noqa: N803, N806  (capitals are the names of sizes, and of numbers known when a kernel is compiled)
+# Triton compiles a subset of Python: tuples grow by addition, and what is known at compile time is decided by if and else.
+# ruff: noqa: RUF005, RET505, PLR0911, PLR0915
 import triton
 import triton.language as tl
 
@@ -193,6 +194,16 @@ def _store_rows(pointer, terms, tile, rows, width, columns, exists, R: tl.conste
 
 
 @triton.jit
+def _adjoint(u, s, grad_s, lam, h, steep, SURROGATE: tl.constexpr, HARD: tl.constexpr, DETACH: tl.constexpr):
+    """∂u, e·g and e of one step (`leaky.py` has the equations)."""
+    e = grad_s
+    if not DETACH:
+        e = e - lam * (u if HARD else h)
+    hill = e * _slope(u - h, steep, SURROGATE)
+    return hill + (tl.where(s, 0.0, lam) if HARD else lam), hill, e
+
+
+@triton.jit
 def backward_kernel(
     x, v, starts, grad_s, grad_v, scale, shift, mean, rstd, norm_means, decay, gain, threshold, alpha,
     grad_x, grad_v0, norm_sums, sums,
@@ -250,11 +261,7 @@ def backward_kernel(
             held = lam if SHORT else tl.where(t < T, lam, 0.0)  # ∂s is 0 after the last step too, so all terms are
             u = us[k]
             s = _fire(u, h, STRICT)
-            e = grads[k].to(A)
-            if not DETACH:
-                e = e - held * (u if HARD else h)
-            hill = e * _slope(u - h, steep, SURROGATE)
-            grad_u = hill + (tl.where(s, 0.0, held) if HARD else held)
+            grad_u, hill, e = _adjoint(u, s, grads[k].to(A), held, h, steep, SURROGATE, HARD, DETACH)
             if NEEDS & 1:
                 before = start if k == 0 else _reset(us[k - 1], _fire(us[k - 1], h, STRICT), h, HARD)
                 sum_decay += grad_u * before
@@ -265,18 +272,21 @@ def backward_kernel(
             if NEEDS & 8:
                 sum_alpha += e * _alpha_slope(u - h, steep, SURROGATE)
             grad = g * grad_u
-            if mean is not None:
-                if PER_STEP:
-                    mu = _row(mean, min(t, T - 1), c, C)
-                    r = _row(rstd, min(t, T - 1), c, C)
-                hat = (xs[k].to(A) - mu) * r
+            if PER_STEP:
+                now = min(t, T - 1)
+                a = _row(scale, now, c, C)
+                if mean is not None:
+                    mu = _row(mean, now, c, C)
+                    r = _row(rstd, now, c, C)
                 if norm_means is not None:
-                    if PER_STEP:
-                        m1 = _row(norm_means, min(t, T - 1), c, C)
-                        m2 = _row(norm_means, S + min(t, T - 1), c, C)
-                    correction = m1 + hat * m2
-                    grad = grad - (correction if SHORT else tl.where(t < T, correction, 0.0))
-                elif PER_STEP:
+                    m1 = _row(norm_means, now, c, C)
+                    m2 = _row(norm_means, S + now, c, C)
+            if norm_means is not None:
+                correction = m1 + (xs[k].to(A) - mu) * r * m2
+                grad = grad - (correction if SHORT else tl.where(t < T, correction, 0.0))
+            elif mean is not None:
+                hat = (xs[k].to(A) - mu) * r
+                if PER_STEP:
                     exists = (c < C) & (t < T)
                     _store_rows(norm_sums, grad, tile, rows, S * C, t * C + c, exists, R)
                     _store_rows(norm_sums, grad * hat, tile, rows, S * C, (rows * S + t) * C + c, exists, R)
@@ -285,8 +295,6 @@ def backward_kernel(
                     sum_yx += grad * hat
             if grad_x is not None:
                 if scale is not None:
-                    if PER_STEP:
-                        a = _row(scale, min(t, T - 1), c, C)
                     grad = a * grad
                 if CONSTANT:
                     grad_total += grad
@@ -301,14 +309,10 @@ def backward_kernel(
     if norm_sums is not None and not PER_STEP:
         _store_rows(norm_sums, sum_y, tile, rows, C, c, c < C, R)
         _store_rows(norm_sums, sum_yx, tile, rows, C, rows * C + c, c < C, R)
-    if NEEDS & 1:
-        _store_rows(sums, sum_decay, tile, rows, C, c, c < C, R)
-    if NEEDS & 2:
-        _store_rows(sums, sum_gain, tile, rows, C, rows * C + c, c < C, R)
-    if NEEDS & 4:
-        _store_rows(sums, sum_threshold, tile, rows, C, 2 * rows * C + c, c < C, R)
-    if NEEDS & 8:
-        _store_rows(sums, sum_alpha, tile, rows, C, 3 * rows * C + c, c < C, R)
+    of_each = (sum_decay, sum_gain, sum_threshold, sum_alpha)
+    for i in tl.static_range(4):
+        if NEEDS & (1 << i):
+            _store_rows(sums, of_each[i], tile, rows, C, i * rows * C + c, c < C, R)
 
 
 @triton.jit
