@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from spiketrain import record
 
@@ -69,10 +71,25 @@ def _resident(name: str) -> int:
     return int(line.split()[1])
 
 
+def device() -> torch.device:
+    """The GPU where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def show(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Prints a table; the first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    console = Console()
+    Console(width=None if console.is_terminal else 180).print(table)
+
+
 def store(file: Path, **content: Any) -> None:
     """Writes a benchmark's result with the command, machine, versions and commit."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    whole = {"command": record.command_line(), "machine": record.machine(device), "versions": record.versions(), "commit": record.commit()}
+    whole = {"command": record.command_line(), "machine": record.machine(device()), "versions": record.versions(), "commit": record.commit()}
     file.parent.mkdir(parents=True, exist_ok=True)
     record.write_whole(file, json.dumps(whole | content, indent=1).encode() + b"\n")
     print(f"stored: {file}")
