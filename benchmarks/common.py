@@ -43,10 +43,22 @@ class Gate:
         return self.checks
 
 
-def fast_kernels() -> list[str]:
-    """Every kernel but the reference that runs on this device: `auto`, and each by its name, also where `auto` would not choose it."""
+def fast_kernels(quick: bool = False) -> list[str]:
+    """Every kernel but the reference that runs on this device, `auto` and each by its name; where it shall be quick, `auto` alone."""
     left_out = {"reference"} | ({"triton"} if device().type == "cpu" else set())
-    return [k for k in kernels.KERNELS if k not in left_out]
+    return ["auto"] if quick else [k for k in kernels.KERNELS if k not in left_out]
+
+
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "HOME")
+"""Environment variables by which compiled code is found again."""
+
+
+def fresh_caches(folder: str) -> dict[str, str]:
+    """An environment in which nothing has been compiled yet: each of `CACHES` as an empty folder in this one."""
+    caches = {name: f"{folder}/{name.lower()}" for name in CACHES}
+    for path in caches.values():
+        os.mkdir(path)
+    return caches
 
 
 def in_turns(
@@ -146,7 +158,8 @@ def options(text: str | None, rounds: int) -> argparse.ArgumentParser:
 
 def store(file: Path, **content: Any) -> None:
     """Writes a benchmark's result with the command, machine, versions and commit."""
-    whole = {"command": record.command_line(), "machine": record.machine(device()), "versions": record.versions(), "commit": record.commit()}
+    whole = {"command": record.command_line(), "machine": record.machine(device())}
+    whole |= {"versions": record.versions(), "commit": record.commit()}
     file.parent.mkdir(parents=True, exist_ok=True)
     record.write_whole(file, json.dumps(whole | content, indent=1).encode() + b"\n")
     print(f"stored: {file}")

@@ -6,15 +6,13 @@ Their sum is the least that a training step of the network can cost while its co
 an image that is shown at every step counts once and has no gradient by its input.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import device, in_turns, show, store, summary
-from networks import NETWORKS, Convolution, convolutions
+from common import device, in_turns, options, show, store, summary
+from networks import NETWORKS, Convolution, convolutions, tiny
 
 PASSES = ("forward", "by input", "by weight")
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -61,34 +59,46 @@ def bound(layers: list[Convolution], dtype: str, layout: str, rounds: int) -> tu
     return sum(row["count"] * sum(row["ms"].values()) for row in rows) / 1e3, rows
 
 
+def everything(layers: list[Convolution], dtype: str, layout: str) -> Callable[[], None]:
+    """All convolutions of a training step, one after the other, as one run; equal layers share their tensors."""
+    made = {layer: passes(layer, DTYPES[dtype], LAYOUTS[layout], device()) for layer in dict.fromkeys(layers)}
+
+    def run() -> None:
+        for layer in layers:
+            for one in made[layer].values():
+                one()
+
+    return run
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, 3)
     parser.add_argument("--network", default="cifar_convnet", choices=NETWORKS)
     parser.add_argument("--batch", type=int, default=0, help="0: the network's own")
     parser.add_argument("--steps", type=int, default=0, help="0: the network's own")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--layouts", default=",".join(LAYOUTS))
-    parser.add_argument("--out", type=Path, help="JSON to write")
-    options = parser.parse_args()
-    network = NETWORKS[options.network]
-    batch, steps = options.batch or network.batch, options.steps or network.steps
+    given = parser.parse_args()
+    network = NETWORKS[given.network]
+    if given.quick:
+        network = tiny(network)
+    batch, steps = given.batch or network.batch, given.steps or network.steps
     layers = convolutions(network, batch, steps)
     sums: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    for dtype in options.dtypes.split(","):
-        for layout in options.layouts.split(","):
-            total, found = bound(layers, dtype, layout, options.rounds)
+    for dtype in given.dtypes.split(","):
+        for layout in given.layouts.split(","):
+            total, found = bound(layers, dtype, layout, given.rounds)
             rows += found
             sums[f"{dtype} {layout}"] = {"seconds": round(total, 4), "images_per_s": round(batch / total, 1)} | {
                 f"{p}_s": round(sum(r["count"] * r["ms"].get(p, 0) for r in found) / 1e3, 4) for p in PASSES
             }
-            table = [[r["layer"], r["count"], r["gflop"], *(r["ms"].get(p, "") for p in PASSES), *(r["gflop_per_s"].get(p, "") for p in PASSES)]
+            table = [[r["layer"], r["count"], r["gflop"], *(r[unit].get(p, "") for unit in ("ms", "gflop_per_s") for p in PASSES)]
                      for r in found]  # fmt: skip
             show(f"{network.name}, T={steps}, batch {batch}, {dtype} {layout}: {total:.3f} s a step, {batch / total:.1f} images/s",
                  ["layer", "×", "GFLOP", *(f"{p} ms" for p in PASSES), *(f"{p} GFLOP/s" for p in PASSES)], table)  # fmt: skip
-    if options.out:
-        store(options.out, network=network.name, batch=batch, steps=steps, rounds=options.rounds, sums=sums, layers=rows)
+    if given.out:
+        store(given.out, benchmark="convolutions", network=network.name, batch=batch, steps=steps, sums=sums, layers=rows)
 
 
 if __name__ == "__main__":

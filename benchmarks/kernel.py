@@ -85,13 +85,13 @@ def compare(gate: Gate, name: str, found: tuple[Tensor, Tensor], wanted: tuple[T
     gate.check(f"{name}: gradients off by more than {close:.1g} of the largest", float(wrong.float().mean()), share)
 
 
-def hold(gate: Gate, shape: list[int], dtype: str, layout: str, channels: int) -> None:
+def hold(gate: Gate, shape: list[int], quick: bool, dtype: str, layout: str, channels: int) -> None:
     """Ours by every kernel against the reference, and against SpikingJelly where it is here."""
     x, g = tensors(shape, dtype, layout)
     what = f"{dtype} {layout}{', batch norm' if channels else ''}"
     wanted = run(ours("reference", channels), x, g)
     share, close = SHARE[dtype] if channels else 0.0, CLOSE[dtype]
-    for kernel in fast_kernels():
+    for kernel in fast_kernels(quick):
         compare(gate, f"{kernel}, {what}", run(ours(kernel, channels), x, g), wanted, share, close)
     if "spikingjelly" in peers.found() and dtype == "fp32" and not channels:  # in bf16 its potential is bf16
         compare(gate, f"SpikingJelly, {what}", wanted, run(peers.spikingjelly_layer(False), x, g), SHARE[dtype], close)
@@ -111,7 +111,7 @@ def traffic(x: Tensor, g: Tensor, norm: bool, repeats: int) -> Callable[[], Any]
     out = torch.empty_like(x)
     copy = quickest([lambda: out.copy_(x), lambda: torch.neg(x, out=out)], repeats)
     add = quickest([lambda: torch.add(x, g, out=out), lambda: torch.mul(x, g, out=out)], repeats)
-    read = quickest([lambda: x.sum(), lambda: x.amax(), lambda: x.view(-1, 1024).sum(1)], repeats)
+    read = quickest([x.sum, x.amax, lambda: x.view(-1, 1024).sum(1)], repeats)
     return lambda: (copy(), add(), *((read(), read(), read()) if norm else ()))
 
 
@@ -148,14 +148,15 @@ def main() -> None:
     peers.say_missing()
     gate = Gate()
     for case in cases:
-        hold(gate, shape, *case)
+        hold(gate, shape, given.quick, *case)
     checks, rows = gate.close(), []
     for dtype, layout, channels in cases:
         found = measure(shape, dtype, layout, channels, given.rounds, given.repeats)
         rows += found
         title = f"LIF layer {shape}, {dtype} {layout}{', batch norm before it' if channels else ''}, {device()}: forward + backward"
         show(title, ["", "ms", "quartiles", "× least traffic", "× ours"],
-             [[r["side"], r["ms"], "{:.4g} … {:.4g}".format(*r["quartiles_ms"]), r["times_least"], r["times_ours"]] for r in found])  # fmt: skip
+             [[r["side"], r["ms"], "{:.4g} … {:.4g}".format(*r["quartiles_ms"]), r["times_least"], r["times_ours"]]
+              for r in found])  # fmt: skip
     if given.out:
         store(given.out, benchmark="kernel", shape=shape, peers=peers.found(), checks=checks, rows=rows)
 

@@ -12,6 +12,7 @@ from networks import NETWORKS, Network, Parts
 from torch import Tensor, nn
 
 from spiketrain import assemble, models, recipes
+from spiketrain.functional import widen
 from spiketrain.models.convnet import averaging
 from spiketrain.recipes import Recipe
 
@@ -60,6 +61,16 @@ def spikingjelly(layout: torch.memory_format, compiled: bool = False, whole: boo
         return peers.Sequence(torch.compile(body) if whole else body, steps, peers.spikingjelly_reset, layout)
 
     return build
+
+
+def spikingjelly_saving(network: Network, steps: int) -> nn.Module:
+    """SpikingJelly's network with its neurons checkpointed and their binary inputs packed, as its `optimize_memory` does at level 1."""
+    from spikingjelly.activation_based import memopt, neuron
+
+    built = spikingjelly(NHWC)(network, steps)
+    x = network.inputs(2, steps, torch.device("cpu"))[0]
+    memopt.optimize_memory(built, neuron.LIFNode, lambda module: module(x), level=1)
+    return built
 
 
 def snntorch(network: Network, steps: int) -> nn.Module:
@@ -131,22 +142,21 @@ class Step:
             x = x[0]
         if side.times > 1:
             x, self.labels = x.repeat(side.times, 1, 1, 1), self.labels.repeat(side.times)
-        flat = x.flatten(0, 1) if x.dim() == 5 else x
-        self.x = flat.contiguous(memory_format=side.layout).view(x.shape) if x.dim() == 4 else flat.contiguous(
-            memory_format=side.layout).unflatten(0, x.shape[:2])  # fmt: skip
+        flat = x.view(-1, *x.shape[-3:]).contiguous(memory_format=side.layout)
+        self.x = flat.unflatten(0, x.shape[:-3])
         self.optimizer = torch.optim.AdamW(trainable(self.module), lr=1e-4, weight_decay=0.01, fused=True)
 
     def loss(self) -> Tensor:
         """Cross-entropy of the mean of the logits over time."""
         with torch.autocast(device().type, torch.bfloat16, enabled=self.side.bf16):
             logits = self.module(self.x)
-        return F.cross_entropy(logits.float().mean(0) if logits.dtype != torch.float64 else logits.mean(0), self.labels)
+        return F.cross_entropy(widen(logits).mean(0), self.labels)
 
     def gradients(self) -> tuple[float, Tensor]:
         """The loss, and the gradients by all weights in one vector of float64."""
         loss = self.loss()
         found = torch.autograd.grad(loss, trainable(self.module))
-        return float(loss), torch.cat([g.flatten().double() for g in found])
+        return loss.item(), torch.cat([g.flatten().double() for g in found])
 
     def double(self) -> "Step":
         """In float64, where a rounding does not change a spike."""
