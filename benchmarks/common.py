@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spiketrain import kernels, record
+from spiketrain.errors import UserError
+from spiketrain.neurons import Spec
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[[], Any]
@@ -45,8 +47,16 @@ class Gate:
 
 def fast_kernels(quick: bool = False) -> list[str]:
     """Every kernel but the reference that runs on this device, `auto` and each by its name; where it shall be quick, `auto` alone."""
-    left_out = {"reference"} | ({"triton"} if device().type == "cpu" else set())
-    return ["auto"] if quick else [k for k in kernels.KERNELS if k not in left_out]
+    return ["auto"] if quick else [k for k in kernels.KERNELS if k != "reference" and _runs_here(k)]
+
+
+def _runs_here(kernel: str) -> bool:
+    try:
+        Spec(kernel=kernel).make().to(device())(torch.zeros(2, 1, device=device()))
+    except UserError as error:
+        print(f"kernel {kernel} is left out: {error}")
+        return False
+    return True
 
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "HOME")

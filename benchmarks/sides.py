@@ -106,6 +106,7 @@ def sides(steps: int, whole: bool = False) -> list[Side]:
         Side("SpikingJelly, neurons compiled", "spikingjelly", spikingjelly(NHWC, True), False),
         Side("SpikingJelly, eager", "spikingjelly", spikingjelly(NHWC), True),
         Side("SpikingJelly, neurons compiled", "spikingjelly", spikingjelly(NHWC, True), True),
+        Side("SpikingJelly, neurons compiled", "spikingjelly", spikingjelly(NCHW, True), True, NCHW),
         *([Side("SpikingJelly, whole compiled", "spikingjelly", spikingjelly(NHWC, whole=True), True)] if whole else []),
         Side("snnTorch", "snntorch", snntorch, False, NCHW),
         Side("looped over time", "", looped, False, NCHW),

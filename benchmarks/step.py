@@ -55,6 +55,20 @@ def measure(network: Network, steps: int, batch: int, chosen: list[Side], rounds
     return rows
 
 
+def headline(rows: list[dict[str, Any]], steps: int) -> dict[str, float]:
+    """How many times our quickest step is quicker than each peer's quickest; and what part of T steps of the ANN, and of the bound."""
+
+    def quickest(word: str) -> float:
+        return min((r["ms"] for r in rows if r["side"].startswith(word)), default=float("nan"))
+
+    mine = min(r["ms"] for r in rows if r["side"] in (f"ours, {p} NHWC" for p in ("bf16", "fp32")))
+    peers_of = ("SpikingJelly, default", "SpikingJelly", "snnTorch", "looped over time")
+    found = {f"faster than {name}": quickest(name) / mine for name in peers_of}
+    found["of T times the ANN"] = mine / (steps * quickest("ANN, batch B"))
+    found["of the convolutions alone"] = mine / quickest("convolutions alone")
+    return {name: round(value, 3) for name, value in found.items() if value == value}
+
+
 def first_step(network: str, batch: int, steps: int, precision: str) -> dict[str, dict[str, float]]:
     """Seconds of import, building and first steps in a new process: with empty caches of compiled code, then with those it left."""
     with tempfile.TemporaryDirectory() as folder:
@@ -99,6 +113,8 @@ def main() -> None:
     show(title, ["", "ms", "quartiles", "n", "images/s", "× ours", "× bound"],
          [[r["side"], r["ms"], "{:.5g} … {:.5g}".format(*r["quartiles_ms"]), r["n"], r["images_per_s"], r["times_ours"], r["times_bound"]]
           for r in rows])  # fmt: skip
+    ratios = headline(rows, steps)
+    print("ours: " + ", ".join(f"{value:.3g}× {name}" for name, value in ratios.items()), flush=True)
     first = {}
     if given.first_step:
         first = {p: first_step(network.name, batch, steps, p) for p in given.precisions.split(",")}
@@ -106,7 +122,7 @@ def main() -> None:
              [[f"{p}, {cache} cache", *f.values()] for p, both in first.items() for cache, f in both.items()])  # fmt: skip
     if given.out:
         store(given.out, benchmark="step", network=network.name, sample=network.sample, steps=steps, batch=batch, peers=peers.found(),
-              checks=checks, rows=rows, first_step_s=first)  # fmt: skip
+              checks=checks, rows=rows, ratios=ratios, first_step_s=first)  # fmt: skip
 
 
 if __name__ == "__main__":
