@@ -1,7 +1,8 @@
 """What is held before a network is timed: loss and gradients against the reference kernel and against peers of the same equation.
 
-In float64 no rounding changes a spike, so everything must agree closely; in the precision that is timed a fast kernel must be
-about as near to float64 as the reference kernel is.
+In float64 no rounding changes a spike, so everything must agree closely. In the precision that is timed a spike that flips by
+rounding changes all that comes after it, the more so the deeper the network: there a fast kernel must be about as near to float64
+as the reference kernel is. (`kernel.py` holds a single layer spike by spike in every precision.)
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +18,8 @@ from torch import Tensor, nn
 BATCH = 2
 CLOSE = 1e-6
 """Of loss and gradients in float64, relative."""
-FLIP = 0.05
-"""Of gradients in fp32, relative: a spike that flips by rounding changes what comes after it."""
-WORSE = 1.5
-"""In bf16 a fast kernel may be this much further from float64 than the reference kernel in bf16 is."""
+WORSE, FLIP = 1.5, 0.05
+"""A fast kernel's gradients may be WORSE times as far from float64 as the reference kernel's in the same precision, or FLIP, relative."""
 
 Build = Callable[[Network, int], nn.Module]
 
@@ -59,7 +58,7 @@ def hold(
 ) -> None:
     """Checks ours by each of these settings of a recipe, then the peers of the same equation."""
     held = Held(gate, network, steps, weights)
-    bounds = {p: FLIP if p == "fp32" else WORSE * held.rounded(ours(kernel="reference"), p) for p in precisions}
+    bounds = {p: max(FLIP, WORSE * held.rounded(ours(kernel="reference"), p)) for p in precisions}
     for changes in settings:
         name = "ours, " + " ".join(f"{k}={v}" for k, v in changes.items())
         held.exact(name, ours(**changes))

@@ -16,6 +16,7 @@ ten times slower than ours has one turn.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def headline(rows: list[dict[str, Any]], steps: int) -> dict[str, float]:
     found = {f"faster than {name}": quickest(name) / mine for name in peers_of}
     found["of T times the ANN"] = mine / (steps * quickest("ANN, batch B"))
     found["of the convolutions alone"] = mine / quickest("convolutions alone")
-    return {name: round(value, 3) for name, value in found.items() if value == value}
+    return {name: round(value, 3) for name, value in found.items() if not math.isnan(value)}
 
 
 def first_step(network: str, batch: int, steps: int, precision: str) -> dict[str, dict[str, float]]:
