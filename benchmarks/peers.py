@@ -10,6 +10,7 @@ from importlib import metadata, util
 from typing import Any
 
 import torch
+from common import device
 from networks import Parts, conv2d
 from torch import Tensor, nn
 
@@ -136,7 +137,7 @@ def snntorch_reset(network: nn.Module) -> None:
 
 def snntorch_layer(compiled: bool) -> Layer:
     """One layer of its Leaky, looped over time as its tutorials do."""
-    leaky = snntorch_leaky(hidden=False)
+    leaky = snntorch_leaky(hidden=False).to(device())
 
     def run(x: Tensor) -> Tensor:
         memory, spikes = torch.zeros_like(x[0]), []
@@ -155,7 +156,7 @@ def norse_layer() -> Layer:
     """One layer of its LIFBox (the LIF without a current of its own), dt/tau = 1/2, looped over time; SuperSpike, its default slope."""
     from norse.torch import LIFBoxCell, LIFBoxParameters
 
-    cell = LIFBoxCell(LIFBoxParameters(tau_mem_inv=torch.tensor(500.0)))
+    cell = LIFBoxCell(LIFBoxParameters(tau_mem_inv=torch.tensor(500.0))).to(device())
 
     def run(x: Tensor) -> Tensor:
         state, spikes = None, []
