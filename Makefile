@@ -1,11 +1,13 @@
 # make demo   a trained spiking network from nothing, in about two minutes
 # make test   lint, types and the whole test suite
+# make bench  speed and memory against the peers that are installed (benchmarks/README.md); QUICK=1: whether it runs
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+BENCH_PYTHON ?= $(BIN)/python
 
-.PHONY: demo install test clean
+.PHONY: demo install test bench clean
 
 demo: install
 	$(BIN)/spiketrain train digits
@@ -24,6 +26,9 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+bench: install
+	$(BENCH_PYTHON) benchmarks/all.py $(if $(QUICK),--quick --into build/bench)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
