@@ -117,6 +117,8 @@ def _train(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     finish(made)
+    if options.analyze:
+        print(cli_analyze.write(made.folder, data_root=options.data_root, device=options.device)[1][1])
     return 0
 
 
@@ -247,6 +249,7 @@ def _parser() -> Parser:
     train.add_argument("--resume", metavar="RUN", help="continue the run in this folder, to the same numbers as without a stop")
     train.add_argument("--download", action="store_true", help="fetch the data set if it is absent")
     train.add_argument("--tensorboard", metavar="DIR", help="write logs for TensorBoard there")
+    train.add_argument("--analyze", action="store_true", help="then look inside the network, as `spiketrain analyze` does")
     train.add_argument("--quiet", action="store_true", help="no progress, only the results")
     _add_places(train)
     _add_recipe_flags(train)

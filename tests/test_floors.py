@@ -30,7 +30,7 @@ ALLOWED = {
     "trained": {"errors", "assemble", "checkpoint", "data", "evaluate", "models", "recipes", "record"},
     "verify": {"errors", "checkpoint", "models", "record", "trained"},
     "analyze": {"corrupt", "operations", "evaluate", "neurons", "objective", "record", "trained"},
-    "bench": {"errors", "assemble", "models", "recipes", "record"},
+    "bench": {"errors", "assemble", "models", "recipes", "record", "report"},
     "train": {"errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
