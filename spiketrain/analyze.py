@@ -25,7 +25,7 @@ def analyze(trained: Trained, samples: int = 1000, seed: int = 0) -> dict[str, A
     """The analysis of a trained network on the first `samples` test samples (of a class-balanced order; 0: all), as JSON has it.
 
     layers: per neuron layer firing rate by step, shares of silent neurons (never fire) and saturated ones (fire at every step), and a
-    histogram of u / threshold; operations: per linear layer, see `operations`; accuracy_by_steps: with 1 … 2T steps (1 … T
+    histogram of u / threshold over `span`; operations: per linear layer, see `operations`; accuracy_by_steps: with 1 … 2T steps (1 … T
     where the data are frames, whose number is fixed); robustness: accuracy under damage (`corrupt`); confusion; features: t-SNE of
     what enters the last layer, mean over time.
     """
@@ -35,7 +35,7 @@ def analyze(trained: Trained, samples: int = 1000, seed: int = 0) -> dict[str, A
     by_steps, table = _accuracies(trained, inputs, labels)
     return {
         "recipe": trained.recipe.name, "seed": trained.recipe.seed, "weights": trained.record.weights, "samples": len(labels),
-        "steps": trained.recipe.steps, "layers": layers, "operations": {"layers": counted, "totals": operations.totals(counted)},
+        "steps": trained.recipe.steps, "layers": layers, "span": list(SPAN), "operations": {"layers": counted, "totals": operations.totals(counted)},
         "caveat": operations.CAVEAT, "accuracy": by_steps[trained.recipe.steps - 1], "accuracy_by_steps": by_steps,
         "robustness": list(_robustness(trained, inputs, labels, seed)), "confusion": table, "classes": list(trained.data.classes),
         "features": _tsne(features, labels, seed),

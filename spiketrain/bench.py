@@ -35,7 +35,7 @@ STOPPED = 130
 TRIES = 3
 """How often a run is begun whose process was killed: it goes on from its last epoch. One that fails by itself is begun once."""
 
-SAMPLES = {
+SAMPLES: dict[str, tuple[int, tuple[int, ...], int]] = {
     "digits": (1438, (1, 8, 8), 10), "digits_dvs": (1438, (2, 34, 34), 10), "mnist": (60_000, (1, 28, 28), 10),
     "cifar10": (50_000, (3, 32, 32), 10), "cifar100": (50_000, (3, 32, 32), 100), "dvsc10": (9_000, (2, 128, 128), 10),
     "dvsg": (1_176, (2, 128, 128), 11), "NCALTECH101": (7_840, (2, 180, 240), 101), "nmnist": (60_000, (2, 34, 34), 10),
@@ -107,18 +107,25 @@ def find_records(folders: Iterable[Path]) -> dict[str, Record]:
     return found
 
 
+def planned(recipe: Recipe) -> tuple[models.Network, tuple[int, ...]] | None:
+    """The network of a recipe (on `meta`: shapes, no numbers) and the shape of a sample, before any data are there; None for unknown data."""
+    if recipe.data not in SAMPLES:
+        return None
+    _, shape, classes = SAMPLES[recipe.data]
+    if shape[0] == 2 and recipe.event_size:
+        shape = (2, recipe.event_size, recipe.event_size)
+    return network_from(recipe.but(kernel="reference"), shape[0], recipe.classes or classes).to("meta"), shape
+
+
 def operations(recipe: Recipe, record: Record | None = None) -> float:
     """Of a whole training: 3 × 2 a multiply-accumulate (forward, and backward by inputs and by weights), of every step and sample.
 
     0 where the data set's size is not known.
     """
     if record:
-        samples, macs = record.data["train"], record.macs_per_step
-    elif recipe.data in SAMPLES:
-        samples, shape, classes = SAMPLES[recipe.data]
-        if len(shape) == 3 and shape[0] == 2 and recipe.event_size:
-            shape = (2, recipe.event_size, recipe.event_size)
-        macs = models.count_macs(network_from(recipe, shape[0], recipe.classes or classes), shape)
+        samples, macs = int(record.data["train"]), record.macs_per_step
+    elif found := planned(recipe):
+        samples, macs = SAMPLES[recipe.data][0], models.count_macs(*found)
     else:
         return 0.0
     return 6.0 * macs * (1 if recipe.flatten_time else recipe.steps) * (recipe.limit or samples) * recipe.epochs

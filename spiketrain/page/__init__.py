@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from spiketrain.errors import UserError
+from spiketrain.recipes import seed
 from spiketrain.record import Record, write_whole
 from spiketrain.report import analysis_of, portable
 
-SHOWN = ("layers", "operations", "caveat", "accuracy_by_steps", "robustness", "steps", "features", "classes", "samples")
+SHOWN = ("layers", "operations", "caveat", "accuracy_by_steps", "robustness", "steps", "span", "features", "classes", "samples")
 
 
 def write_page(records: Iterable[Record], file: Path) -> int:
@@ -46,7 +47,8 @@ def _run(record: Record) -> dict[str, Any]:
     values = {k: v for k, v in dataclasses.asdict(record).items() if k not in ("path", "curve")}
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
     curve = {name: [_short(entry.get(name)) for entry in record.curve] for name in names}
-    return values | {"curve": curve, "portable": portable(record.command), "analysis": _analysis(record)}
+    older = {row.name: row.accuracy for row in seed.rows()}.get(record.recipe["name"].removesuffix("-200"))
+    return values | {"curve": curve, "portable": portable(record.command), "analysis": _analysis(record), "older": older}
 
 
 def _short(value: Any) -> Any:
