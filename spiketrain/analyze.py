@@ -35,8 +35,9 @@ def analyze(trained: Trained, samples: int = 1000, seed: int = 0) -> dict[str, A
     by_steps, table = _accuracies(trained, inputs, labels)
     return {
         "recipe": trained.recipe.name, "seed": trained.recipe.seed, "weights": trained.record.weights, "samples": len(labels),
-        "steps": trained.recipe.steps, "layers": layers, "span": list(SPAN), "operations": {"layers": counted, "totals": operations.totals(counted)},
-        "caveat": operations.CAVEAT, "accuracy": by_steps[trained.recipe.steps - 1], "accuracy_by_steps": by_steps,
+        "steps": trained.recipe.steps, "layers": layers, "span": list(SPAN),
+        "operations": {"layers": counted, "totals": operations.totals(counted)}, "caveat": operations.CAVEAT,
+        "accuracy": by_steps[trained.recipe.steps - 1], "accuracy_by_steps": by_steps,
         "robustness": list(_robustness(trained, inputs, labels, seed)), "confusion": table, "classes": list(trained.data.classes),
         "features": _tsne(features, labels, seed),
     }  # fmt: skip

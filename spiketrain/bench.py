@@ -108,7 +108,7 @@ def find_records(folders: Iterable[Path]) -> dict[str, Record]:
 
 
 def planned(recipe: Recipe) -> tuple[models.Network, tuple[int, ...]] | None:
-    """The network of a recipe (on `meta`: shapes, no numbers) and the shape of a sample, before any data are there; None for unknown data."""
+    """The network of a recipe (on `meta`: shapes, no numbers) and the shape of a sample; None for data that `SAMPLES` has not."""
     if recipe.data not in SAMPLES:
         return None
     _, shape, classes = SAMPLES[recipe.data]

@@ -46,16 +46,19 @@ def add(commands: Any, **options: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Runs `spiketrain bench`; exit status 1 where a row failed."""
+    if not options.minutes >= 0:
+        raise UserError(f"--minutes {options.minutes:g}: a number from 0 on is expected")
+    devices = _devices(options.device)
     places = ["--data-root", options.data_root] if options.data_root else []
     todo = bench.jobs(chosen(options), Path(options.output), [Path(options.results)], options.retry, options.analyze)
     console = Console()
     if options.plan:
         known = bench.find_records([Path(options.output), Path(options.results)]).values()
-        console.print(plan(todo, list(known), _devices(options.device)[0]))
+        console.print(plan(todo, list(known), devices[0]))
         return 0
     begun = time.monotonic()
     with Live(console=console, refresh_per_second=2, transient=console.is_terminal) as live:
-        for state in bench.run(todo, _devices(options.device), places, options.minutes):
+        for state in bench.run(todo, devices, places, options.minutes):
             if console.is_terminal:
                 live.update(view(state, time.monotonic() - begun))
     console.print(view(todo, time.monotonic() - begun, whole=True))
@@ -109,9 +112,13 @@ def _numbers(text: str) -> list[int]:
 def _devices(names: str) -> list[str]:
     import torch
 
-    if names != "auto":
-        return names.split(",")
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    from spiketrain.assemble import choose_device
+
+    if names == "auto":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    for name in names.split(","):
+        choose_device(name)
+    return names.split(",")
 
 
 def view(todo: Sequence[Job], seconds: float, whole: bool = False) -> Table:

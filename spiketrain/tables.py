@@ -21,9 +21,14 @@ from spiketrain.report import analysis_of, load_records
 
 MARK = re.compile(r"<!-- (\S+): begin [^\n]*-->\n(.*?)<!-- \1: end -->", re.DOTALL)
 NONE = "no record"
+DECISIVE = (
+    "data", "classes", "event_size", "model", "width", "steps", "flatten_time", "neuron", "learn_alpha", "learn_threshold", "encoder",
+)  # fmt: skip
+"""Fields that decide a network's counts: rows that differ in others share a network."""
+
 HEAD = (
-    "data set", "neuron, surrogate", "network", "T", "batch size", "MACs (M)", "accuracy (%)", "older table (%)", "parameters", "firing rate",
-    "SOPs (M)", "energy (µJ)", "images/s", "minutes", "on", "division", "commit", "command",
+    "data set", "neuron, surrogate", "network", "T", "batch size", "MACs (M)", "accuracy (%)", "older table (%)", "parameters",
+    "firing rate", "SOPs (M)", "energy (µJ)", "images/s", "minutes", "on", "division", "commit", "command",
 )  # fmt: skip
 SHORT = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 17)
 """The columns of the README's table."""
@@ -85,9 +90,7 @@ def _counts(recipe: Recipe, records: Sequence[Record]) -> tuple[str, str]:
     steps = 1 if recipe.flatten_time else recipe.steps
     if records:
         return f"{records[0].parameters:,}", f"{records[0].macs_per_step * steps / 1e6:,.4g}"
-    # what decides the counts, so that rows that differ in other things share a network
-    fields = ("data", "classes", "event_size", "model", "width", "steps", "flatten_time", "neuron", "learn_alpha", "learn_threshold", "encoder")
-    found = _counted(Recipe(**{name: getattr(recipe, name) for name in fields}))
+    found = _counted(Recipe(**{name: getattr(recipe, name) for name in DECISIVE}))
     return (f"{found[0]:,}", f"{found[1] * steps / 1e6:,.4g}") if found else ("–", "–")
 
 
@@ -127,7 +130,7 @@ def short(folder: Path) -> str:
     records = load_records(folder)
     named = _entries((recipes.get(name) for name in recipes.RECIPES), records, rest=False)
     best = {data: max(r.accuracy for r in seed.rows() if r.data == data) for data in {r.data for r in seed.rows()}}
-    rows = []
+    rows: list[list[str]] = []
     for entry in named:
         if entry.records:
             cells = list(entry.cells())
@@ -135,31 +138,29 @@ def short(folder: Path) -> str:
                 cells[7] = f"{best[entry.recipe.data]:.2f} (its best)"
             rows.append([cells[i] for i in SHORT])
     done = sum(bool(entry.records) for entry in named if entry.recipe.name in {row.name for row in seed.rows()})
-    tail = f"{done} of the older table's {len(seed.rows())} rows have a record so far; every row and every figure: [docs/results.md](docs/results.md)."
+    tail = f"{done} of the older table's {len(seed.rows())} rows have a record so far. All rows: [docs/results.md](docs/results.md)."
     return _markdown([HEAD[i] for i in SHORT], rows) + f"\n\n{tail}"
 
 
 def full(folder: Path) -> str:
-    """The tables of docs/results.md: the older table's rows, ours, each folder of `folder`, and how MACs are counted."""
+    """The tables of docs/results.md: the older table's rows, this project's recipes, other runs by folder, and how MACs are counted."""
     records = load_records(folder)
-    top = [r for r in records if Path(r.path).parent == folder]
-    below: dict[str, list[Record]] = {}
+    older = [recipes.get(row.name) for row in seed.rows()]
+    own = [make() for name, make in recipes.RECIPES.items() if not name.startswith("seed/")]
+    other: dict[str, list[Record]] = {}
     for record in records:
-        if record not in top:
-            below.setdefault(Path(record.path).parent.name, []).append(record)
-    ours = [r for r in top if not r.recipe["name"].startswith("seed/")]
-    rows = _entries((recipes.get(row.name) for row in seed.rows()), [r for r in records if r.recipe["name"].startswith("seed/")], rest=False)
-    other = [r for r in top if r not in ours and Recipe.from_dict(r.recipe).but(seed=0) not in {entry.recipe for entry in rows}]
+        if Recipe.from_dict(record.recipe).but(seed=0) not in {*older, *own}:
+            parent = Path(record.path).parent
+            other.setdefault("" if parent == folder else parent.name, []).append(record)
+    rows = _entries(older, records, rest=False)
+    ours = [*_entries(own, records, rest=False), *_entries([], other.pop("", []), rest=True)]
     done = sum(bool(entry.records) for entry in rows)
-    parts = [
-        f"## The older table's rows\n\n{done} of {len(rows)} have a record.\n",
-        _table(rows),
-        "\n## Recipes of this project\n",
-        _table(_entries((make() for name, make in recipes.RECIPES.items() if not name.startswith("seed/")), [*ours, *other], rest=True)),
-    ]
-    for name, found in sorted(below.items()):
+    parts = [f"## The older table's rows\n\n{done} of {len(rows)} have a record.\n", _table(rows)]
+    parts += ["\n## Recipes of this project\n", _table(ours)]
+    for name, found in sorted(other.items()):
         wanted = bench.table(name, (0,), {}, {}) if name in bench.TABLES else []
-        parts += [f"\n## {name}\n", *([f"`spiketrain bench {name}`\n"] if wanted else []), _table(_entries(wanted, found, rest=True))]
+        command = [f"Made by `spiketrain bench {name}`.\n"] if wanted else []
+        parts += [f"\n## {name}\n", *command, _table(_entries(wanted, found, rest=True))]
     return "\n".join([*parts, "\n## How multiply-accumulates are counted\n", _macs()])
 
 

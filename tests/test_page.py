@@ -12,8 +12,7 @@ from spiketrain.cli import main
 from spiketrain.page import page, write_page
 from spiketrain.report import load_records
 
-import os
-RESULTS = Path(os.environ.get("PG", Path(__file__).resolve().parent.parent / "results"))
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 ROWS = "return [...document.querySelectorAll('#runs tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
 
 
@@ -121,7 +120,8 @@ def test_a_point_of_a_plot_opens_its_row(opened):
         assert opened.run(f"return document.querySelectorAll('#plot-{name} canvas').length") == 1
     place = opened.run("""const canvas = document.querySelector('#plot-time canvas');
         canvas.scrollIntoView();
-        const { data, width } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height), box = canvas.getBoundingClientRect();
+        const box = canvas.getBoundingClientRect();
+        const { data, width } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
         for (let i = 0; i < data.length; i += 4) {  // a point is what has a colour; lines and letters are grey
             const [low, high] = [Math.min(...data.slice(i, i + 3)), Math.max(...data.slice(i, i + 3))];
             if (high - low > 60 && data[i + 3] > 200) return [box.left + (i / 4) % width, box.top + Math.floor(i / 4 / width) + 2];
