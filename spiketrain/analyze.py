@@ -32,11 +32,12 @@ def analyze(trained: Trained, samples: int = 1000, seed: int = 0) -> dict[str, A
     chosen = _chosen(trained, samples)
     inputs, labels = trained.data.test.inputs[chosen], trained.data.test.labels[chosen]
     layers, counted, features = _listen(trained, inputs)
+    updates = sum(layer["neurons"] * len(layer["rate_by_step"]) for layer in layers)
     by_steps, table = _accuracies(trained, inputs, labels)
     return {
         "recipe": trained.recipe.name, "seed": trained.recipe.seed, "weights": trained.record.weights, "samples": len(labels),
         "steps": trained.recipe.steps, "layers": layers, "span": list(SPAN),
-        "operations": {"layers": counted, "totals": operations.totals(counted)}, "caveat": operations.CAVEAT,
+        "operations": {"layers": counted, "totals": operations.totals(counted, updates)}, "caveat": operations.CAVEAT,
         "accuracy": by_steps[trained.recipe.steps - 1], "accuracy_by_steps": by_steps,
         "robustness": list(_robustness(trained, inputs, labels, seed)), "confusion": table, "classes": list(trained.data.classes),
         "features": _tsne(features, labels, seed),

@@ -68,4 +68,7 @@ def _operations(found: dict[str, Any], caveat: str) -> None:
         print(f"{row['name']:<22} {row['input']:>7} {counts}")
     ours, ann = (found["totals"][key] / 1e3 for key in ("energy_nj", "ann_energy_nj"))
     print(f"energy       {ours:.3f} µJ an inference; the same network as an ANN: {ann:.3f} µJ")
+    if (every := found["totals"].get("energy_nj_first_layer_every_step")) is not None:
+        print(f"             {every / 1e3:.3f} µJ with the first layer computed at every step")
+    print(f"neurons      {found['totals']['neuron_updates']:,} updates an inference, not in the energy")
     print(f"             {caveat}")

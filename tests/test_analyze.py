@@ -33,6 +33,8 @@ def test_the_analysis_agrees_with_the_record(run):
     assert [row["input"] for row in rows] == ["real", "spikes", "spikes", "spikes"] and rows[0]["times"] == 1 and rows[1]["times"] == 4
     assert sum(row["macs_per_step"] for row in rows) == record.macs_per_step
     assert rows[1]["input_rate"] == pytest.approx(found["layers"][0]["rate"], abs=1e-4)
+    assert found["operations"]["totals"]["neuron_updates"] == 4 * sum(layer["neurons"] for layer in found["layers"])
+    assert len(found["features"]["x"]) == len(found["features"]["label"]) == record.data["test"]
     assert trained.network.steps == 4  # as it was
 
 

@@ -201,7 +201,7 @@
     const lines = found.operations.layers.map((row) => make("tr", {}, make("td", { textContent: row.name }),
       ...[row.macs, row.sops, row.sops_estimate].map((v) => make("td", { className: "number", textContent: number(v, 0) })), make("td", { className: "number", textContent: number(row.energy_nj, 1) })));
     return [make("div", { className: "scroll", tabIndex: 0 }, make("table", { className: "ops" }, make("thead", {}, make("tr", {}, ...heads.map((h) => make("th", { scope: "col", textContent: h })))), make("tbody", {}, ...lines))),
-      make("p", { textContent: `${number(total.energy_nj / 1e3, 3)} µJ an inference; the same network as an ANN ${number(total.ann_energy_nj / 1e3, 3)} µJ. ${found.caveat}` })];
+      make("p", { textContent: `${number(total.energy_nj / 1e3, 3)} µJ an inference; the same network as an ANN ${number(total.ann_energy_nj / 1e3, 3)} µJ. ${number(total.neuron_updates, 0)} neuron updates are not in it. ${found.caveat}` })];
   };
   const lines = (place, label, unit, x, series, axisOptions = {}) => chart(place, { ...told, scales: { x: { time: false } }, axes: [axis(label, axisOptions), axis(unit)],
     series: [{ label }, ...series.map(([name], i) => ({ label: name, stroke: shade(i, series.length), width: 1.5 }))] }, [x, ...series.map(([, values]) => values)]);
