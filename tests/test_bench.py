@@ -17,6 +17,7 @@ from spiketrain.bench import command, find_records, jobs, slug, table
 from spiketrain.cli import main, recipe_of
 from spiketrain.errors import UserError
 from spiketrain.recipes import RECIPES, get
+from spiketrain.record import Record
 from spiketrain.report import analysis_of, load_records
 
 SMALL = "digits --epochs 3 --limit 128 --width 0.25"
@@ -186,10 +187,29 @@ def test_wrong_input_is_one_line(words, said, tmp_path, capsys):
 def test_a_model_file_is_run_only_when_it_is_named(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text("from spiketrain.models.convnet import pooling\ndef tiny(plan):\n    return pooling([(8, 1)], plan)\n")
-    spec = f"{file}:tiny"
-    run = ["train", "digits", "--epochs", "1", "--limit", "64", "--into", str(tmp_path / "run"), "--quiet"]
-    assert main([*run, "--model", spec]) == 0
+    spec, run = f"{file}:tiny", tmp_path / "run"
+    assert main(["train", "digits", "--epochs", "1", "--limit", "64", "--into", str(run), "--quiet", "--model", spec]) == 0
+    content = json.loads((run / "record.json").read_text()) | {"commit": "0123456789abcdef" * 2 + "01234567"}
+    (run / "record.json").write_text(json.dumps(content))
+    for command_name in ("eval", "verify"):
+        models.MODELS.pop(spec)
+        assert main([command_name, str(run), "--model", spec]) == 0
+    assert "accepted" in capsys.readouterr().out
     models.MODELS.pop(spec)
     file.write_text(f"raise SystemExit('run')  # {Path(__file__).name}\n")
-    assert main(["eval", str(tmp_path / "run")]) == 2
-    assert "name it again" in capsys.readouterr().err
+    for command_name in ("eval", "verify", "analyze"):
+        assert main([command_name, str(run)]) == 2
+        assert "name it again" in capsys.readouterr().err
+
+
+def test_tensorboard_has_the_curve(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (the extra `tensorboard`)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["--epochs", "2", "--limit", "64", "--width", "0.25", "--into", str(tmp_path / "run"), "--tensorboard", str(tmp_path / "logs")]
+    assert main(["train", "digits", *words, "--quiet"]) == 0
+    logs = EventAccumulator(str(tmp_path / "logs" / "run"))
+    logs.Reload()
+    curve = Record.load(tmp_path / "run").curve
+    for name in ("train_loss", "test_accuracy", "lr"):
+        assert [event.value for event in logs.Scalars(name)] == pytest.approx([entry[name] for entry in curve], rel=1e-5)

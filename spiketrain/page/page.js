@@ -115,7 +115,7 @@
     const values = seeds.flatMap((run) => names.map((name) => run.curve[name]));
     chart(place, { ...told, scales: { x: { time: false } }, axes: [axis("epoch", whole), axis(label)], series: [{ label: "epoch" }, ...series] }, [epochs, ...values]);
   };
-  const AGAINST = { time: "training time (s)", energy: "energy of an inference (µJ)", steps: "steps T" };
+  const AGAINST = { time: "training time (s)", energy: "energy (µJ)", steps: "steps T" };
   const kind = (row) => `${row.data}: ${row.model}`;
   const kinds = [...new Set(rows.map(kind))].sort();
   const colour = (name) => COLOURS[kinds.indexOf(name) % COLOURS.length];
