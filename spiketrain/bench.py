@@ -165,8 +165,10 @@ class Job:
 
 
 def jobs(chosen: Sequence[Recipe], output: Path, results: Iterable[Path], retry: bool = False, analyze: bool = False) -> list[Job]:
-    """A job for every recipe; done where a record is there already (and, with `analyze`, its analysis), failed where the last
-    try was (unless `retry`): not where its process was killed."""
+    """A job for every recipe: done where a record is there already (and, with `analyze`, its analysis), else waiting.
+
+    Failed where the last try was, unless `retry`; a try whose process was killed is none.
+    """
     known = find_records([output, *results])
     made = []
     for recipe in chosen:

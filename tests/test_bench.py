@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from spiketrain.recipes import RECIPES, get
 from spiketrain.record import Record
 from spiketrain.report import analysis_of, load_records
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = "digits --epochs 3 --limit 128 --width 0.25"
 ROWS = "\n".join(f"{SMALL} --neuron {n}" for n in ("if", "lif", "plif"))
 
@@ -186,8 +188,8 @@ def test_wrong_input_is_one_line(words, said, tmp_path, capsys):
 
 def test_a_model_file_is_run_only_when_it_is_named(tmp_path, capsys):
     file = tmp_path / "mine.py"
-    file.write_text("from spiketrain.models.convnet import pooling\ndef tiny(plan):\n    return pooling([(8, 1)], plan)\n")
-    spec, run = f"{file}:tiny", tmp_path / "run"
+    file.write_text(re.search(r"```python\n(.*?)```", (ROOT / "docs/submit.md").read_text(), re.DOTALL)[1])
+    spec, run = f"{file}:build", tmp_path / "run"
     assert main(["train", "digits", "--epochs", "1", "--limit", "64", "--into", str(run), "--quiet", "--model", spec]) == 0
     content = json.loads((run / "record.json").read_text()) | {"commit": "0123456789abcdef" * 2 + "01234567"}
     (run / "record.json").write_text(json.dumps(content))
