@@ -166,11 +166,11 @@ def _robustness(trained: Trained, inputs: Tensor, labels: Tensor, seed: int) -> 
 
 
 def _tsne(features: Tensor, labels: Tensor, seed: int, most: int = 600) -> dict[str, Any]:
-    """Two coordinates a sample (van der Maaten & Hinton 2008), of at most `most` samples; none where there are fewer than ten."""
+    """Two coordinates a sample (van der Maaten & Hinton 2008), of at most `most` samples; none where fewer than ten differ."""
     from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
     chosen = features[:: max(1, -(-len(features) // most))]
-    if len(chosen) < 10:
+    if len(chosen.unique(dim=0)) < 10 or not chosen.isfinite().all():  # a dead network: scikit-learn crashes on equal samples
         return {}
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     places = TSNE(2, perplexity=perplexity, random_state=seed, init="pca").fit_transform(chosen.double().numpy())

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -281,8 +282,16 @@ def _start(job: Job, device: str, places: Sequence[str]) -> bool:
 
 
 def _killed(status: int) -> bool:
-    """Whether a process with this exit status was stopped by a signal, and not by what it ran into."""
-    return status < 0 or status == STOPPED
+    """Whether a process with this exit status was stopped from outside, and not by what it ran into."""
+    return status == STOPPED or -status in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _error(status: int, output: Path) -> str:
+    """What a process that ended with this status has to say: the last line of its output, or its signal."""
+    lines = output.read_text(errors="replace").strip().splitlines()
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name} (see {output})"
+    return (lines[-1] if lines else "") or f"exit status {status}"
 
 
 def _look_after(job: Job) -> None:
@@ -291,8 +300,7 @@ def _look_after(job: Job) -> None:
     status = job.process.handle.poll()
     if status is None or (status == 0 and _finished(job)):
         return
-    lines = job.process.output.read_text(errors="replace").strip().splitlines()
-    job.error = f"killed (status {status})" if _killed(status) else (lines[-1] if lines else "") or f"exit status {status}"
+    job.error = _error(status, job.process.output)
     job.state = "waiting" if _killed(status) and job.tries < TRIES else "failed"
     if job.state == "failed":
         content = {"error": job.error, "status": status, "command": ["spiketrain", *command(job.recipe)], "output": str(job.process.output)}

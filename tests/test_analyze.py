@@ -53,6 +53,14 @@ def test_the_same_seed_gives_the_same_analysis(run, tmp_path, capsys):
     assert "compare them only with each other" in capsys.readouterr().out
 
 
+def test_a_dead_network_is_analysed_too(tmp_path, capsys):
+    words = "train digits --epochs 1 --limit 64 --width 0.25 --threshold 1000 --quiet --analyze --into".split()
+    assert main([*words, str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "analysis.json").read_text())
+    assert all(layer["silent"] == 1 and layer["rate"] == 0 for layer in found["layers"]) and found["features"] == {}
+    assert found["operations"]["totals"]["sops"] == 0 < found["operations"]["totals"]["energy_nj"]
+
+
 @pytest.mark.parametrize("kind", [*corrupt.IMAGES, *corrupt.EVENTS])
 def test_damage_is_seeded_and_keeps_shape_dtype_and_input(kind):
     damage, levels = corrupt.IMAGES.get(kind) or corrupt.EVENTS[kind]

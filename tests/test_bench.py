@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_is_no_failure_at_the_next_start(rows, tmp_path):
     recipe = recipe_of(ROWS.splitlines()[0].split())
     folder = tmp_path / slug(recipe)
     folder.mkdir()
-    for status, state in ((-9, "waiting"), (130, "waiting"), (2, "failed")):
+    for status, state in ((-9, "waiting"), (130, "waiting"), (2, "failed"), (-11, "failed")):
         (folder / "error.json").write_text(json.dumps({"error": "said", "status": status}))
         assert [job.state for job in jobs([recipe], tmp_path, [])] == [state]
 

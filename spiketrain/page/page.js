@@ -256,7 +256,7 @@
       ...(found ? [block("spikes over time: firing rate by step", places.spikes), block("potential before the reset", places.potentials), block("operations and energy of an inference", ...operations(found))] : []),
       table.length ? block("confusion, all seeds (row: true, column: predicted)", matrix(table)) : null,
       table.length ? block("accuracy by class (%)", bars(perClass, (v) => number(v, 1))) : null,
-      ...(found ? [block("accuracy by steps (%)", places.steps), block("accuracy under damage (%)", damages(found)), block("t-SNE of what enters the last layer", places.features)] : []),
+      ...(found ? [block("accuracy by steps (%)", places.steps), block("accuracy under damage (%)", damages(found)), found.features.x ? block("t-SNE of what enters the last layer", places.features) : null] : []),
       block("environment", facts([["commit", first.commit], ["machine", Object.entries(first.machine).map((v) => v.join(" ")).join(", ")], ["versions", Object.entries(first.versions).map((v) => v.join(" ")).join(", ")],
         ["data", `${first.data.name}, split ${first.data.split}, ${first.data.train} + ${first.data.test}`], ["precision", first.precision], ["division", first.recipe.division],
         ["seeds", row.seeds.map((run) => `${run.seed}: ${number(run.test_accuracy, 2)} %`).join("; ")], ...(first.older ? [["older table", `${number(first.older, 2)} % (best epoch on the test part)`]] : []),
