@@ -25,18 +25,20 @@ def analyze(trained: Trained, samples: int = 1000, seed: int = 0) -> dict[str, A
     """The analysis of a trained network on the first `samples` test samples (of a class-balanced order; 0: all), as JSON has it.
 
     layers: per neuron layer firing rate by step, shares of silent neurons (never fire) and saturated ones (fire at every step), and a
-    histogram of u / threshold; operations: per linear layer, see `operations`; accuracy_by_steps: with 1 … 2T steps (1 … T
+    histogram of u / threshold over `span`; operations: per linear layer, see `operations`; accuracy_by_steps: with 1 … 2T steps (1 … T
     where the data are frames, whose number is fixed); robustness: accuracy under damage (`corrupt`); confusion; features: t-SNE of
     what enters the last layer, mean over time.
     """
     chosen = _chosen(trained, samples)
     inputs, labels = trained.data.test.inputs[chosen], trained.data.test.labels[chosen]
     layers, counted, features = _listen(trained, inputs)
+    updates = sum(layer["neurons"] * len(layer["rate_by_step"]) for layer in layers)
     by_steps, table = _accuracies(trained, inputs, labels)
     return {
         "recipe": trained.recipe.name, "seed": trained.recipe.seed, "weights": trained.record.weights, "samples": len(labels),
-        "steps": trained.recipe.steps, "layers": layers, "operations": {"layers": counted, "totals": operations.totals(counted)},
-        "caveat": operations.CAVEAT, "accuracy": by_steps[trained.recipe.steps - 1], "accuracy_by_steps": by_steps,
+        "steps": trained.recipe.steps, "layers": layers, "span": list(SPAN),
+        "operations": {"layers": counted, "totals": operations.totals(counted, updates)}, "caveat": operations.CAVEAT,
+        "accuracy": by_steps[trained.recipe.steps - 1], "accuracy_by_steps": by_steps,
         "robustness": list(_robustness(trained, inputs, labels, seed)), "confusion": table, "classes": list(trained.data.classes),
         "features": _tsne(features, labels, seed),
     }  # fmt: skip
@@ -172,11 +174,11 @@ def _robustness(trained: Trained, inputs: Tensor, labels: Tensor, seed: int) -> 
 
 
 def _tsne(features: Tensor, labels: Tensor, seed: int, most: int = 600) -> dict[str, Any]:
-    """Two coordinates a sample (van der Maaten & Hinton 2008), of at most `most` samples; none where there are fewer than ten."""
+    """Two coordinates a sample (van der Maaten & Hinton 2008), of at most `most` samples; none where fewer than ten differ."""
     from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 
     chosen = features[:: max(1, -(-len(features) // most))]
-    if len(chosen) < 10:
+    if len(chosen.unique(dim=0)) < 10 or not chosen.isfinite().all():  # a dead network: scikit-learn crashes on equal samples
         return {}
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     places = TSNE(2, perplexity=perplexity, random_state=seed, init="pca").fit_transform(chosen.double().numpy())

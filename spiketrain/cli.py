@@ -117,6 +117,8 @@ def _train(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     finish(made)
+    if options.analyze:
+        print(cli_analyze.write(made.folder, data_root=options.data_root, device=options.device)[1][1])
     return 0
 
 
@@ -159,21 +161,23 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from spiketrain.report import load_records, table, write_curves, write_table
+    from spiketrain import tables
+    from spiketrain.report import load_records, write_curves
 
-    records = load_records(Path(options.results))
+    folder = Path(options.results)
+    records = load_records(folder)
     if not records:
-        raise UserError(f"{options.results}: no record (*.json) there")
+        raise UserError(f"--results {folder}: no record there (<recipe>-s<seed>.json, or folders with a record.json)")
     if options.html:
         from spiketrain.page import write_page
 
         print(f"{options.html}: {write_page(records, Path(options.html)) / 1e6:.2f} MB, {len(records)} records")
     if options.csv:
         print(f"{options.csv}: {write_curves(records, Path(options.csv))} lines, one an epoch")
-    if options.into:
-        write_table(Path(options.into), records)
+    for file in options.into:
+        tables.write(Path(file), folder)
     if not (options.into or options.html or options.csv):
-        print(table(records))
+        print(tables.short(folder))
     return 0
 
 
@@ -247,6 +251,7 @@ def _parser() -> Parser:
     train.add_argument("--resume", metavar="RUN", help="continue the run in this folder, to the same numbers as without a stop")
     train.add_argument("--download", action="store_true", help="fetch the data set if it is absent")
     train.add_argument("--tensorboard", metavar="DIR", help="write logs for TensorBoard there")
+    train.add_argument("--analyze", action="store_true", help="then look inside the network, as `spiketrain analyze` does")
     train.add_argument("--quiet", action="store_true", help="no progress, only the results")
     _add_places(train)
     _add_recipe_flags(train)
@@ -267,7 +272,7 @@ def _parser() -> Parser:
 
     tables = commands.add_parser("report", help="tables, a page, or CSV from records", allow_abbrev=False, formatter_class=Wide)
     tables.add_argument("--results", default="results", metavar="DIR", help="folder of records *.json (default: results)")
-    tables.add_argument("--into", metavar="FILE", help="write the table between the markers of this file, as README.md has them")
+    tables.add_argument("--into", nargs="+", default=[], metavar="FILE", help="write the tables between the markers of these files")
     tables.add_argument("--html", metavar="FILE", help="write one self-contained page: sortable table, plots, every run's story")
     tables.add_argument("--csv", metavar="FILE", help="write every run's learning curve, a line an epoch")
     tables.set_defaults(run=_report, parser=tables)

@@ -18,7 +18,7 @@ from spiketrain.recipes import Recipe
 from spiketrain.record import Record
 
 FILTERS = {"neuron": "neuron", "surrogate": "surrogate", "model": "model", "dataset": "data"}
-STATES = (("done", "green"), ("running", "cyan"), ("waiting", "dim"), ("failed", "red"))
+STATES = (("done", "green"), ("running", "cyan"), ("elsewhere", "cyan"), ("waiting", "dim"), ("failed", "red"))
 SHOWN = 14
 
 
@@ -28,12 +28,15 @@ def add(commands: Any, **options: Any) -> argparse.ArgumentParser:
     parser.description = "Run what has no record yet. It may be killed and started again: nothing is run twice, nothing done is lost."
     parser.add_argument("table", nargs="?", default="seed", metavar="TABLE", help=f"{' | '.join(bench.TABLES)} | a file of rows")
     for flag in FILTERS:
-        parser.add_argument(f"--{flag}", metavar="A,B", help=f"only rows with this {flag}")
+        own = "; FILE.py:FUNCTION: every row with this network of your own" if flag == "model" else ""
+        parser.add_argument(f"--{flag}", metavar="A,B", help=f"only rows with this {flag}{own}")
     parser.add_argument("--seeds", metavar="0,1,2", help="seeds for every row (default: the table's)")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs for every row (default: the recipe's)")
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin no run after so many minutes")
     parser.add_argument("--plan", action="store_true", help="print rows, operations and expected time, and run nothing")
     parser.add_argument("--retry", action="store_true", help="run rows again that failed")
+    parser.add_argument("--analyze", action="store_true", help="look inside every network too; what has a record but no analysis is run")
+    parser.add_argument("--promote", metavar="DIR", help="then copy the records, and analyses, to this folder of results")
     parser.add_argument("--output", default="runs/bench", metavar="DIR", help="where the runs' folders are (default: runs/bench)")
     parser.add_argument("--results", default="results", metavar="DIR", help="promoted records, looked at too (default: results)")
     parser.add_argument("--device", default="auto", metavar="NAME,NAME", help="a process on each of these (default: every GPU, else cpu)")
@@ -43,30 +46,41 @@ def add(commands: Any, **options: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Runs `spiketrain bench`; exit status 1 where a row failed."""
+    if not options.minutes >= 0:
+        raise UserError(f"--minutes {options.minutes:g}: a number from 0 on is expected")
+    devices = _devices(options.device)
     places = ["--data-root", options.data_root] if options.data_root else []
-    todo = bench.jobs(chosen(options), Path(options.output), [Path(options.results)], options.retry)
+    todo = bench.jobs(chosen(options), Path(options.output), [Path(options.results)], options.retry, options.analyze)
     console = Console()
     if options.plan:
         known = bench.find_records([Path(options.output), Path(options.results)]).values()
-        console.print(plan(todo, list(known), _devices(options.device)[0]))
+        console.print(plan(todo, list(known), devices[0]))
         return 0
     begun = time.monotonic()
     with Live(console=console, refresh_per_second=2, transient=console.is_terminal) as live:
-        for state in bench.run(todo, _devices(options.device), places, options.minutes):
+        for state in bench.run(todo, devices, places, options.minutes):
             if console.is_terminal:
                 live.update(view(state, time.monotonic() - begun))
     console.print(view(todo, time.monotonic() - begun, whole=True))
     for job in todo:
         if job.state == "failed":
             console.print(f"[red]failed[/] {job.folder.name}: {job.error}", highlight=False)
+    if options.promote:
+        console.print(f"{options.promote}: {bench.promote(todo, Path(options.promote))} records of {len(todo)}", highlight=False)
     return 1 if any(job.state == "failed" for job in todo) else 0
 
 
 def chosen(options: argparse.Namespace) -> list[Recipe]:
     """The recipes that the options ask for."""
+    from spiketrain.cli import allow
+    from spiketrain.models import FILE
+
     seeds = _numbers(options.seeds) if options.seeds else None
-    changes = {"epochs": options.epochs} if options.epochs else {}
+    changes: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     only = {field: getattr(options, flag).split(",") for flag, field in FILTERS.items() if getattr(options, flag)}
+    if FILE in (options.model or ""):  # a network of the user's own, in place of every row's
+        allow(options.model)
+        changes["model"] = only.pop("model")[0]
     if Path(options.table).is_file():
         return bench.spread(read_rows(Path(options.table)), seeds or (0,), changes, only)
     return bench.table(options.table, seeds, changes, only)
@@ -98,21 +112,26 @@ def _numbers(text: str) -> list[int]:
 def _devices(names: str) -> list[str]:
     import torch
 
-    if names != "auto":
-        return names.split(",")
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    from spiketrain.assemble import choose_device
+
+    if names == "auto":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    for name in names.split(","):
+        choose_device(name)
+    return names.split(",")
 
 
 def view(todo: Sequence[Job], seconds: float, whole: bool = False) -> Table:
     """The state of all rows; the first `SHOWN` of what is running, failed or next unless `whole`."""
     counts = {state: sum(job.state == state for job in todo) for state, _ in STATES}
-    title = ", ".join(f"[{style}]{counts[state]} {state}[/]" for state, style in STATES) + f"; {_clock(seconds)} so far{_left(todo)}"
+    told = [f"[{style}]{counts[state]} {state}[/]" for state, style in STATES if counts[state] or state != "elsewhere"]
+    title = f"{', '.join(told)}; {_clock(seconds)} so far{_left(todo)}"
     found = Table(title=title, title_justify="left")
     for heading in ("row", "seed", "state"):
         found.add_column(heading)
     for heading in ("accuracy", "training"):
         found.add_column(heading, justify="right")
-    order = {"running": 0, "failed": 1, "waiting": 2, "done": 3}
+    order = {"running": 0, "elsewhere": 0, "failed": 1, "waiting": 2, "done": 3}
     rows = list(todo) if whole else sorted(todo, key=lambda job: order[job.state])[:SHOWN]
     for job in rows:
         style = dict(STATES)[job.state]
@@ -129,7 +148,7 @@ def _title(recipe: Recipe) -> str:
 
 def _left(todo: Sequence[Job]) -> str:
     took = [job.seconds for job in todo if job.state == "done" and job.seconds]
-    open_ = [job for job in todo if job.state in ("waiting", "running")]
+    open_ = [job for job in todo if job.state in ("waiting", "running", "elsewhere")]
     if not took or not open_:
         return ""
     workers = max(1, sum(job.state == "running" for job in todo))

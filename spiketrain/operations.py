@@ -4,8 +4,9 @@
     SOP exact                 every spike × the outputs it really reaches (borders have fewer); a value of k spikes counts k
     energy                    4.6 pJ a MAC, where the input is real-valued, and 0.9 pJ a SOP: 45 nm, fp32 (Horowitz 2014)
 
-A layer whose input is the same at every step (an image's first one) is computed once, and counted once. Norms are taken as
-folded into the layer before them and not counted.
+A layer whose input is the same at every step (an image's first one) is computed once, and counted once. The first layer of event
+frames has SOPs where they are binary, and MACs where they hold counts. Norms are taken as folded into the layer before them and
+not counted.
 """
 
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Counter:
         self.counts = {name: LayerCount(name.removeprefix("body.")) for name in self.layers}
         self.handles: list[Any] = []
         self.batch = samples
+        self.first = ""
 
     def __enter__(self) -> "Counter":
         self.handles = [m.register_forward_hook(self._listener(name)) for name, m in self.layers.items()]
@@ -78,12 +80,13 @@ class Counter:
 
     def _listener(self, name: str):  # type: ignore[no-untyped-def]
         def listen(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            self._count(self.counts[name], layer, inputs[0].float(), output)
+            self.first = self.first or name
+            self._count(self.counts[name], layer, inputs[0].float(), output, self.first == name)
 
         return listen
 
-    def _count(self, count: LayerCount, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        factor = quantum(x)
+    def _count(self, count: LayerCount, layer: nn.Module, x: Tensor, output: Tensor, first: bool) -> None:
+        factor = None if first and float(x.max()) > 1 else quantum(x)
         reach = fan_out(layer, x)
         weight = layer.weight
         assert isinstance(weight, Tensor)
@@ -120,11 +123,12 @@ def fan_out(layer: nn.Module, x: Tensor) -> Tensor:
     return torch.autograd.grad(total, reached)[0][0] * (layer.out_channels // layer.groups)
 
 
-def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sums over layers, and the energy of the same network as an ANN: every layer once, MACs only."""
+def totals(rows: list[dict[str, Any]], neuron_updates: int = 0) -> dict[str, Any]:
+    """Sums over layers, and the energy of the same network as an ANN: every layer once, MACs only. neuron_updates: neurons × T."""
     found = {key: sum(row[key] for row in rows) for key in ("macs", "sops_estimate", "sops", "energy_nj")}
     found["energy_nj"] = round(found["energy_nj"], 4)
     found["ann_energy_nj"] = round(sum(row["macs_per_step"] for row in rows) * PICOJOULE_MAC / 1e3, 4)
+    found["neuron_updates"] = neuron_updates
     real = [row for row in rows if row["input"] == "real"]
     if real:  # papers differ in whether the first layer of a static image counts once or T times
         times = max(row["times"] for row in rows)

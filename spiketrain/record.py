@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -73,12 +74,27 @@ class Record:
         if not isinstance(values, dict) or set(values) != set(fields):
             wrong = sorted(set(fields) ^ set(values)) if isinstance(values, dict) else []
             raise UserError(f"{file}: not a record of this version (differs in: {', '.join(wrong)[:200]})")
+        for name, kind in typing.get_type_hints(Record).items():
+            if name != "path" and not _is(values[name], kind):
+                raise UserError(f"{file}: not a record: {name} is not a {kind}")
         return Record(**values, path=str(file))
 
     @property
     def folder(self) -> Path:
         """Where the record lies, with the weights beside it."""
         return Path(self.path).parent
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a type such as `dict[str, float]`; an int will do for a float."""
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Any:
+        return True
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if not isinstance(value, origin) or isinstance(value, bool):
+        return False
+    return not inner or all(_is(v, inner[-1]) for v in (value.values() if origin is dict else value))
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -132,7 +148,7 @@ def commit() -> str:
 def command_line() -> str:
     """The command that is running, as a shell would take it."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    return shlex.join([program, *sys.argv[1:]])
+    return shlex.join(["spiketrain" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def _git(folder: Path, *arguments: str) -> str:

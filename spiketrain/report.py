@@ -1,69 +1,48 @@
-"""Records → pictures and tables. Reads files, trains nothing."""
+"""Records → what is read of them: a folder's records and their analyses, learning curves as CSV and as pictures. Trains nothing."""
 
 import csv
 import io
+import json
 import shlex
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from spiketrain.errors import UserError
-from spiketrain.record import Record, write_whole
+from spiketrain.record import FILE, Record, write_whole
 
-BEGIN, END = "<!-- results: begin (written by `spiketrain report`) -->", "<!-- results: end -->"
-HEAD = ("data", "recipe", "network", "T", "test accuracy (last epoch)", "parameters", "firing rate", "training", "command")
+ANALYSIS, ANALYSES = "analysis.json", "analysis"
+"""What `spiketrain analyze` writes beside a run's record; the folder of such files beside promoted records."""
 
 
 def load_records(folder: Path) -> list[Record]:
-    """Every record of a folder, in the order of their names: promoted ones, `*.json`, and those of runs, `*/record.json`."""
-    return [Record.load(file) for file in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/record.json"))]]
+    """Every record of a folder, in the order of their names.
+
+    Promoted ones, `*.json` there and `<recipe>-s<seed>*.json` in folders there (but `benchmarks` and `analysis`), and those of
+    runs, `*/record.json`.
+    """
+    below = [f for f in sorted(folder.glob("*/*-s[0-9]*.json")) if f.parent.name not in ("benchmarks", ANALYSES)]
+    return [Record.load(file) for file in [*sorted(folder.glob("*.json")), *below, *sorted(folder.glob(f"*/{FILE}"))]]
 
 
-def table(records: Iterable[Record]) -> str:
-    """A Markdown table with a row a recipe: its runs with different seeds are one row, mean ± standard deviation."""
-    runs: dict[str, list[Record]] = {}
-    for record in records:
-        key = {k: v for k, v in record.recipe.items() if k != "seed"}
-        runs.setdefault(f"{record.data['name']} {record.recipe['name']} {sorted(key.items())}", []).append(record)
-    lines = [HEAD, tuple("---" for _ in HEAD), *(_row(runs[key]) for key in sorted(runs))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_table(file: Path, records: Iterable[Record]) -> None:
-    """Puts the table between the two markers of a Markdown file; `UserError` where they are absent."""
-    text = file.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{file}: the lines {BEGIN!r} and {END!r} are not in it")
-    file.write_text(f"{before}{BEGIN}\n{table(records)}\n{END}{after}", encoding="utf-8")
-
-
-def _row(runs: list[Record]) -> tuple[str, ...]:
-    first, r = runs[0], runs[0].recipe
-    accuracies = [run.test_accuracy for run in runs]
-    accuracy = f"{statistics.mean(accuracies):.2f}"
-    accuracy += f" ± {statistics.stdev(accuracies):.2f} (n = {len(runs)})" if len(runs) > 1 else f" (seed {first.seed})"
-    rates = [rate for run in runs for rate in run.firing_rates.values()]
-    seconds = statistics.mean(run.train_seconds for run in runs)
-    where = first.machine.get("accelerator") or f"{first.machine['threads']} cores, {first.machine['processor']}"
-    return (
-        first.data["name"],
-        r["name"],
-        f"{r['model']}, {r['neuron']}, {r['surrogate']}",
-        str(r["steps"]),
-        accuracy,
-        f"{first.parameters:,}",
-        f"{statistics.mean(rates):.3f}" if rates else "–",
-        f"{seconds:.0f} s, {first.precision}, {where}",
-        f"`{portable(first.command)}`",
-    )
+def analysis_of(record: Record) -> dict[str, Any] | None:
+    """What `spiketrain analyze` wrote of a record's weights: beside it, or of a promoted one in the folder `analysis` beside it."""
+    file = Path(record.path)
+    for place in (file.with_name(ANALYSIS), file.parent / ANALYSES / file.name):
+        if place.is_file():
+            try:
+                found = json.loads(place.read_text(encoding="utf-8"))
+                if found["weights"] == record.weights:
+                    return dict(found)
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UserError(f"{place}: not an analysis: write it again with spiketrain analyze") from None
+    return None
 
 
 def portable(command: str) -> str:
-    """A command without the flags that name places and devices of the machine it ran on."""
-    words = shlex.split(command)
-    places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device", "--into")}
+    """A command without the flags that name places and devices of the machine it ran on, or say how much is printed."""
+    words = [word for word in shlex.split(command) if word not in ("--quiet", "--analyze", "--download")]
+    places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device", "--into", "--tensorboard")}
     return shlex.join(word for i, word in enumerate(words) if i not in places and i - 1 not in places)
 
 

@@ -33,6 +33,8 @@ def test_the_analysis_agrees_with_the_record(run):
     assert [row["input"] for row in rows] == ["real", "spikes", "spikes", "spikes"] and rows[0]["times"] == 1 and rows[1]["times"] == 4
     assert sum(row["macs_per_step"] for row in rows) == record.macs_per_step
     assert rows[1]["input_rate"] == pytest.approx(found["layers"][0]["rate"], abs=1e-4)
+    assert found["operations"]["totals"]["neuron_updates"] == 4 * sum(layer["neurons"] for layer in found["layers"])
+    assert len(found["features"]["x"]) == len(found["features"]["label"]) == record.data["test"]
     assert trained.network.steps == 4  # as it was
 
 
@@ -49,6 +51,14 @@ def test_the_same_seed_gives_the_same_analysis(run, tmp_path, capsys):
     a, b = (json.loads((tmp_path / name / "analysis.json").read_text()) for name in "ab")
     assert a == b and (tmp_path / "a" / "analysis.png").stat().st_size > 10_000
     assert "compare them only with each other" in capsys.readouterr().out
+
+
+def test_a_dead_network_is_analysed_too(tmp_path, capsys):
+    words = "train digits --epochs 1 --limit 64 --width 0.25 --threshold 1000 --quiet --analyze --into".split()
+    assert main([*words, str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "analysis.json").read_text())
+    assert all(layer["silent"] == 1 and layer["rate"] == 0 for layer in found["layers"]) and found["features"] == {}
+    assert found["operations"]["totals"]["sops"] == 0 < found["operations"]["totals"]["energy_nj"]
 
 
 @pytest.mark.parametrize("kind", [*corrupt.IMAGES, *corrupt.EVENTS])

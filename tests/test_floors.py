@@ -20,7 +20,8 @@ ALLOWED = {
     "recipes": {"errors"},
     "record": {"errors"},
     "report": {"errors", "record"},
-    "page": {"errors", "record", "report"},
+    "page": {"errors", "recipes", "record", "report"},
+    "tables": {"errors", "bench", "models", "operations", "recipes", "record", "report"},
     "progress": {"errors"},
     "checkpoint": {"errors"},
     "evaluate": {"errors", "models", "neurons", "objective"},
@@ -31,7 +32,7 @@ ALLOWED = {
     "trained": {"errors", "assemble", "checkpoint", "data", "evaluate", "models", "recipes", "record"},
     "verify": {"errors", "checkpoint", "models", "record", "trained"},
     "analyze": {"corrupt", "functional", "operations", "evaluate", "neurons", "objective", "record", "trained"},
-    "bench": {"errors", "assemble", "models", "recipes", "record"},
+    "bench": {"errors", "assemble", "models", "recipes", "record", "report"},
     "train": {"errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

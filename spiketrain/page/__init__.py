@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from spiketrain.errors import UserError
+from spiketrain.recipes import seed
 from spiketrain.record import Record, write_whole
-from spiketrain.report import portable
+from spiketrain.report import analysis_of, portable
 
-ANALYSIS = "analysis.json"
+SHOWN = ("layers", "operations", "caveat", "accuracy_by_steps", "robustness", "steps", "span", "features", "classes", "samples")
 
 
 def write_page(records: Iterable[Record], file: Path) -> int:
@@ -46,7 +47,8 @@ def _run(record: Record) -> dict[str, Any]:
     values = {k: v for k, v in dataclasses.asdict(record).items() if k not in ("path", "curve")}
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
     curve = {name: [_short(entry.get(name)) for entry in record.curve] for name in names}
-    return values | {"curve": curve, "portable": portable(record.command), "analysis": _analysis(record)}
+    older = {row.name: row.accuracy for row in seed.rows()}.get(record.recipe["name"].removesuffix("-200"))
+    return values | {"curve": curve, "portable": portable(record.command), "analysis": _analysis(record), "older": older}
 
 
 def _short(value: Any) -> Any:
@@ -54,15 +56,9 @@ def _short(value: Any) -> Any:
 
 
 def _analysis(record: Record) -> dict[str, Any] | None:
-    """What `spiketrain analyze` wrote of a run: beside its record, or in a folder `analysis` beside promoted records."""
-    file = Path(record.path)
-    for place in (file.with_name(ANALYSIS), file.parent / "analysis" / file.name):
-        if place.is_file():
-            try:
-                found = json.loads(place.read_text(encoding="utf-8"))
-                if found["weights"] != record.weights:
-                    continue
-                return {k: found[k] for k in ("layers", "operations", "caveat", "accuracy_by_steps", "robustness", "steps")}
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{place}: not an analysis: write it again with spiketrain analyze") from None
-    return None
+    """The parts of a record's analysis that the page shows."""
+    found = analysis_of(record)
+    try:
+        return found and {k: found[k] for k in SHOWN}
+    except KeyError as missing:
+        raise UserError(f"the analysis of {record.path} has no {missing}: write it again with spiketrain analyze") from None

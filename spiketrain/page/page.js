@@ -32,8 +32,8 @@
     };
   });
   const columns = [
-    ["recipe", "recipe"], ["data", "data"], ["model", "network"], ["neuron", "neuron"], ["surrogate", "surrogate"],
-    ["steps", "T", (row) => row.steps], ["accuracy", "accuracy %", (row) => number(row.accuracy, 2) + (row.spread === null ? "" : ` ± ${number(row.spread, 2)}`)],
+    ["recipe", "recipe"], ["accuracy", "accuracy %", (row) => number(row.accuracy, 2) + (row.spread === null ? "" : ` ± ${number(row.spread, 2)}`)],
+    ["data", "data"], ["model", "network"], ["neuron", "neuron"], ["surrogate", "surrogate"], ["steps", "T", (row) => row.steps],
     ["count", "n", (row) => row.seeds.length], ["parameters", "parameters", (row) => number(row.parameters, 0)],
     ["rate", "firing rate", (row) => (row.rate === null ? "–" : number(row.rate, 3))],
     ["energy", "energy µJ", (row) => (row.energy === null ? "–" : number(row.energy, 3))], ["time", "training", (row) => seconds(row.time)],
@@ -66,7 +66,7 @@
       const cells = columns.map(([name, , text], i) => {
         const content = text ? String(text(row)) : String(row[name]);
         if (i > 0) return make("td", { className: numeric.has(name) ? "number" : "", textContent: content });
-        const button = make("button", { type: "button", textContent: content, "aria-expanded": String(state.open === row.index) });
+        const button = make("button", { type: "button", textContent: content, "aria-expanded": String(state.open === row.index), "data-row": row.index });
         button.addEventListener("click", () => open(state.open === row.index ? null : row.index));
         return make("td", {}, button);
       });
@@ -99,37 +99,66 @@
   const chart = (place, options, data) => {
     charts.get(place)?.destroy();
     const width = Math.max(240, place.clientWidth || 320);
-    charts.set(place, new uPlot({ width, height: 250, cursor: { drag: { x: false, y: false } }, ...options }, data, place));
+    charts.set(place, new uPlot({ width, height: 250, ...options, cursor: { drag: { x: false, y: false }, ...options.cursor } }, data, place));
   };
+  const whole = { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] };
+  const latest = (plot) => { if (plot.cursor.idx === null || plot.cursor.idx === undefined) plot.setLegend({ idx: plot.data[0].length - 1 }); };
+  const told = { hooks: { ready: [latest], setCursor: [latest] } };  // the legend has the last values, and those under the cursor while there is one
+  const shade = (i, n) => (n <= COLOURS.length ? COLOURS[i] : `hsl(${Math.round(250 - (230 * i) / (n - 1))} 60% 52%)`);
   const curve = (place, seeds, names, label) => {
     const length = Math.max(...seeds.map((run) => run.curve[names[0]].length));
     const epochs = Array.from({ length }, (_, i) => i + 1);
     const series = seeds.flatMap((run) => names.map((name) => ({
-      label: `${name.startsWith("train") ? "training" : "test"}, seed ${run.seed}`, width: 1.5,
+      label: `${name.startsWith("train") ? "training" : "test"}, seed ${run.seed}`, width: 1.5, value: (_, v) => (v === null ? "" : number(v, 2)),
       stroke: name.startsWith("train") ? style("--soft") : COLOURS[seeds.indexOf(run) % COLOURS.length],
     })));
     const values = seeds.flatMap((run) => names.map((name) => run.curve[name]));
-    chart(place, { scales: { x: { time: false } }, axes: [axis("epoch"), axis(label)], series: [{ label: "epoch" }, ...series] }, [epochs, ...values]);
+    chart(place, { ...told, scales: { x: { time: false } }, axes: [axis("epoch", whole), axis(label)], series: [{ label: "epoch" }, ...series] }, [epochs, ...values]);
   };
-  const AGAINST = { time: "training time (s)", energy: "energy of an inference (µJ)", steps: "steps T", parameters: "parameters", rate: "firing rate" };
-  const against = document.getElementById("against");
-  against.append(...Object.entries(AGAINST).map(([value, textContent]) => make("option", { value, textContent })));
-  against.addEventListener("change", () => scatter(shown()));
+  const AGAINST = { time: "training time (s)", energy: "energy (µJ)", steps: "steps T" };
+  const kind = (row) => `${row.data}: ${row.model}`;
+  const kinds = [...new Set(rows.map(kind))].sort();
+  const colour = (name) => COLOURS[kinds.indexOf(name) % COLOURS.length];
+  const plots = document.getElementById("plots"), hint = document.getElementById("point"), unhinted = hint.textContent;
+  plots.append(...Object.entries(AGAINST).map(([name, title]) => make("div", {}, make("h3", { textContent: `accuracy (%) against ${title}` }), make("div", { id: `plot-${name}`, className: "chart" }))));
   const scatter = (found) => {
-    const name = against.value, place = document.getElementById("scatter"), legend = document.getElementById("legend");
-    const points = found.filter((row) => row[name] !== null).sort((a, b) => a[name] - b[name]);
-    legend.replaceChildren();
-    if (!points.length) { charts.get(place)?.destroy(); charts.delete(place); place.textContent = "No record of this yet: run spiketrain analyze."; return; }
-    place.replaceChildren();
-    const kinds = [...new Set(points.map((row) => `${row.data}: ${row.neuron}, ${row.surrogate}`))];
-    const colour = (kind) => COLOURS[kinds.indexOf(kind) % COLOURS.length];
-    legend.append(...kinds.map((kind) => { const dot = make("i"); dot.style.background = colour(kind); return make("li", {}, dot, kind); }));
-    const x = points.map((row) => row[name]);
-    const series = kinds.map((kind) => ({ label: kind, paths: () => null, points: { show: true, size: 9, fill: colour(kind), stroke: colour(kind) } }));
-    const y = kinds.map((kind) => points.map((row) => (`${row.data}: ${row.neuron}, ${row.surrogate}` === kind ? row.accuracy : null)));
-    const spread = (values) => { const [low, high] = [Math.min(...values), Math.max(...values)]; const room = (high - low || high || 1) * 0.06; return [low - room, high + room]; };
-    chart(place, { height: 320, legend: { show: false }, scales: { x: { time: false, range: () => spread(x) }, y: { range: () => spread(points.map((row) => row.accuracy)) } },
-      axes: [axis(AGAINST[name]), axis("accuracy (%)", { size: 56 })], series: [{}, ...series] }, [x, ...y]);
+    Object.keys(AGAINST).forEach((name) => points(found, name));
+    document.getElementById("legend").replaceChildren(...kinds.filter((name) => found.some((row) => kind(row) === name)).map((name) => {
+      const dot = make("i");
+      dot.style.background = colour(name);
+      return make("li", {}, dot, name);
+    }));
+  };
+  const room = (values, log) => {  // a range with some room around it
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    if (log) return [low / 1.4, high * 1.4];
+    const more = (high - low || Math.abs(high) || 1) * 0.08;
+    return [low - more, high + more];
+  };
+  const points = (found, name) => {
+    const place = document.getElementById(`plot-${name}`), dots = found.filter((row) => row[name] !== null).sort((a, b) => a[name] - b[name]);
+    charts.get(place)?.destroy();
+    charts.delete(place);
+    place.textContent = dots.length ? "" : "No row here has been looked into: spiketrain analyze.";
+    if (!dots.length) return;
+    const x = dots.map((row) => row[name]), heights = dots.map((row) => row.accuracy), log = name !== "steps" && x[x.length - 1] > 30 * x[0];
+    const shown = [...new Set(dots.map(kind))];
+    const nearest = (plot) => {
+      const away = (row) => Math.hypot(plot.valToPos(row[name], "x") - plot.cursor.left, plot.valToPos(row.accuracy, "y") - plot.cursor.top);
+      const best = dots.reduce((a, b) => (away(b) < away(a) ? b : a));
+      return plot.cursor.left >= 0 && away(best) < 24 ? best : null;
+    };
+    const say = (plot) => {
+      const row = nearest(plot);
+      hint.textContent = row ? `${row.recipe}: ${row.model}, ${row.neuron}, ${row.surrogate}, T = ${row.steps}: ${number(row.accuracy, 2)} %, ${seconds(row.time)}` : unhinted;
+      plot.over.style.cursor = row ? "pointer" : "";
+    };
+    chart(place, { legend: { show: false }, hooks: { setCursor: [say] },
+      scales: { x: { time: false, distr: log ? 3 : 1, range: () => room(x, log) }, y: { range: () => room(heights) } }, cursor: { y: false, x: false, points: { show: false } },
+      axes: [axis(AGAINST[name], name === "steps" ? whole : {}), axis("", { size: 56 })],
+      series: [{}, ...shown.map((one) => ({ label: one, paths: () => null, points: { show: true, size: 9, fill: `${colour(one)}99`, stroke: colour(one) } }))] },
+    [x, ...shown.map((one) => dots.map((row) => (kind(row) === one ? row.accuracy : null)))]);
+    charts.get(place).over.addEventListener("click", () => { const row = nearest(charts.get(place)); if (row) open(row.index); });
   };
 
   // ---- one row, opened ----
@@ -147,6 +176,7 @@
       const share = count / Math.max(1, row.reduce((a, b) => a + b, 0));
       const cell = make("td", { textContent: count || "", title: `true ${i}, predicted ${j}: ${count}` });
       cell.style.background = `rgb(var(--mark) / ${share.toFixed(3)})`;
+      if (share > 0.5) cell.style.color = "var(--paper)";
       return cell;
     });
     return make("div", { className: "scroll", tabIndex: 0 }, make("table", { className: "matrix" }, make("tbody", {},
@@ -155,61 +185,103 @@
   };
   const facts = (pairs) => make("table", { className: "facts" }, make("tbody", {}, ...pairs.map(([name, value]) =>
     make("tr", {}, make("td", { textContent: name }), make("td", { textContent: value })))));
-  const operations = (found) => {
-    const heads = ["layer", "MACs", "SOPs", "nJ"];
-    return [make("div", { className: "scroll", tabIndex: 0 }, make("table", { className: "ops" }, make("thead", {}, make("tr", {}, ...heads.map((h) => make("th", { textContent: h })))),
-      make("tbody", {}, ...found.operations.layers.map((row) => make("tr", {}, make("td", { textContent: row.name }),
-        ...[row.macs, row.sops].map((v) => make("td", { className: "number", textContent: number(v, 0) })), make("td", { className: "number", textContent: number(row.energy_nj, 1) })))))),
-      make("p", { textContent: found.caveat })];
+  const layerTable = (rates, layers) => {  // firing rates, and where the network has been looked into, which neurons never or always fire
+    const most = Math.max(...rates.map(([, rate]) => rate), 1e-12), share = (value) => (value === undefined ? "" : `${number(100 * value, 1)} %`);
+    const lines = rates.map(([name, rate]) => {
+      const bar = make("div", { className: "bar" }), layer = layers.find((one) => one.name === name) || {};
+      bar.style.width = `${(100 * rate) / most}%`;
+      return make("tr", {}, make("td", { textContent: name }), make("td", { className: "number", textContent: number(rate, 4) }), make("td", { className: "wide" }, bar),
+        ...(layers.length ? [layer.silent, layer.saturated].map((value) => make("td", { className: "number", textContent: share(value) })) : []));
+    });
+    const heads = ["layer", "rate", "", ...(layers.length ? ["silent", "always on"] : [])];
+    return make("table", { className: "ops" }, make("thead", {}, make("tr", {}, ...heads.map((h) => make("th", { scope: "col", textContent: h })))), make("tbody", {}, ...lines));
   };
+  const operations = (found) => {
+    const total = found.operations.totals, heads = ["layer", "MACs", "SOPs", "estimate", "nJ"];
+    const lines = found.operations.layers.map((row) => make("tr", {}, make("td", { textContent: row.name }),
+      ...[row.macs, row.sops, row.sops_estimate].map((v) => make("td", { className: "number", textContent: number(v, 0) })), make("td", { className: "number", textContent: number(row.energy_nj, 1) })));
+    return [make("div", { className: "scroll", tabIndex: 0 }, make("table", { className: "ops" }, make("thead", {}, make("tr", {}, ...heads.map((h) => make("th", { scope: "col", textContent: h })))), make("tbody", {}, ...lines))),
+      make("p", { textContent: `${number(total.energy_nj / 1e3, 3)} µJ an inference; the same network as an ANN ${number(total.ann_energy_nj / 1e3, 3)} µJ. ${number(total.neuron_updates, 0)} neuron updates are not in it. ${found.caveat}` })];
+  };
+  const lines = (place, label, unit, x, series, axisOptions = {}) => chart(place, { ...told, scales: { x: { time: false } }, axes: [axis(label, axisOptions), axis(unit)],
+    series: [{ label }, ...series.map(([name], i) => ({ label: name, stroke: shade(i, series.length), width: 1.5 }))] }, [x, ...series.map(([, values]) => values)]);
+  const inside = (found, places) => {  // the charts of an analysis
+    const steps = found.layers[0].rate_by_step.map((_, t) => t + 1), bins = found.layers.find((layer) => layer.potentials.length)?.potentials.length;
+    lines(places.spikes, "step", "rate", steps, found.layers.map((layer) => [layer.name, layer.rate_by_step]), whole);
+    lines(places.steps, `steps shown (trained with ${found.steps})`, "%", found.accuracy_by_steps.map((_, t) => t + 1), [["accuracy", found.accuracy_by_steps]], whole);
+    if (bins) {
+      const [low, high] = found.span, centre = Array.from({ length: bins }, (_, i) => low + ((high - low) * (i + 0.5)) / bins);
+      lines(places.potentials, "u / threshold", "share", centre, found.layers.filter((layer) => layer.potentials.length).map((layer) => [layer.name, layer.potentials]));
+    }
+    const x = found.features.x;
+    if (x) {
+      const order = x.map((_, i) => i).sort((a, b) => x[a] - x[b]), labels = [...new Set(found.features.label)].sort((a, b) => a - b);
+      chart(places.features, { scales: { x: { time: false } }, legend: { show: labels.length <= 12, live: false }, cursor: { show: false }, axes: [{ show: false }, { show: false }],
+        series: [{}, ...labels.map((k, i) => ({ label: found.classes[k], stroke: shade(i, labels.length), paths: () => null, points: { show: true, size: 4, fill: shade(i, labels.length) } }))] },
+      [order.map((i) => x[i]), ...labels.map((k) => order.map((i) => (found.features.label[i] === k ? found.features.y[i] : null)))]);
+    }
+  };
+  const damages = (found) => make("table", { className: "ops" }, make("thead", {}, make("tr", {}, ...["damage", "level", "accuracy"].map((h) => make("th", { scope: "col", textContent: h })))),
+    make("tbody", {}, ...found.robustness.map((row, i, all) => make("tr", {}, make("td", { textContent: all[i - 1]?.kind === row.kind ? "" : row.kind }),
+      make("td", { className: "number", textContent: row.level }), make("td", { className: "number", textContent: number(row.accuracy, 1) })))));
   const detail = document.getElementById("detail");
-  const open = (index) => {
+  const open = (index, quiet = false) => {
+    const before = state.open;
     state.open = index;
     draw();
     detail.hidden = index === null;
-    if (index === null) { history.replaceState(null, "", " "); return; }
-    const row = rows[index], first = row.seeds[0], analysed = row.seeds.find((run) => run.analysis);
+    history.replaceState(null, "", index === null ? " " : `#row-${index}`);
+    if (index === null) {
+      detail.replaceChildren();
+      body.querySelector(`[data-row="${before}"]`)?.focus();
+      return;
+    }
+    fill(rows[index]);
+    if (quiet) return;
+    detail.querySelector("h2").focus({ preventScroll: true });
+    detail.scrollIntoView({ block: "start" });
+  };
+  const fill = (row) => {
+    const first = row.seeds[0], found = row.seeds.find((run) => run.analysis)?.analysis;
     const close = make("button", { type: "button", textContent: "close" });
     close.addEventListener("click", () => { open(null); });
-    const accuracy = make("div", { className: "chart" }), loss = make("div", { className: "chart" }), spikes = make("div", { className: "chart" }), damage = make("div", { className: "chart" });
+    const place = () => make("div", { className: "chart" });
+    const accuracy = place(), loss = place(), places = { spikes: place(), steps: place(), potentials: place(), features: place() };
+    const classes = found ? found.classes : first.confusion.map((_, i) => String(i));
     const table = first.confusion.map((line, i) => line.map((_, j) => row.seeds.reduce((sum, run) => sum + run.confusion[i][j], 0)));
-    const perClass = table.map((line, i) => [String(i), (100 * line[i]) / Math.max(1, line.reduce((a, b) => a + b, 0))]);
+    const perClass = table.map((line, i) => [classes[i] ?? String(i), (100 * line[i]) / Math.max(1, line.reduce((a, b) => a + b, 0))]);
     const rates = Object.keys(first.firing_rates).map((name) => [name, mean(row.seeds.map((run) => run.firing_rates[name] ?? 0))]);
     const grid = make("div", { className: "grid" }, block("accuracy by epoch (%)", accuracy), block("loss by epoch", loss),
-      rates.length ? block("firing rate by layer", bars(rates, (v) => number(v, 4))) : null,
-      analysed ? block("spikes over time: firing rate by step", spikes) : null,
-      table.length ? block(`confusion, all seeds (row: true)`, matrix(table)) : null,
+      rates.length ? block("firing rate by layer", layerTable(rates, found ? found.layers : [])) : null,
+      ...(found ? [block("spikes over time: firing rate by step", places.spikes), block("potential before the reset", places.potentials), block("operations and energy of an inference", ...operations(found))] : []),
+      table.length ? block("confusion, all seeds (row: true, column: predicted)", matrix(table)) : null,
       table.length ? block("accuracy by class (%)", bars(perClass, (v) => number(v, 1))) : null,
-      analysed ? block("operations of an inference", ...operations(analysed.analysis)) : null,
-      analysed ? block("accuracy by steps (%)", damage) : null,
-      block("environment", facts([["commit", first.commit], ["machine", Object.values(first.machine).join(", ")], ["versions", Object.entries(first.versions).map((v) => v.join(" ")).join(", ")],
-        ["data", `${first.data.name}, split ${first.data.split}, ${first.data.train} + ${first.data.test}`], ["precision", first.precision],
-        ["seeds", row.seeds.map((run) => `${run.seed}: ${number(run.test_accuracy, 2)} %`).join("; ")], ["date", first.date]])));
+      ...(found ? [block("accuracy by steps (%)", places.steps), block("accuracy under damage (%)", damages(found)), found.features.x ? block("t-SNE of what enters the last layer", places.features) : null] : []),
+      block("environment", facts([["commit", first.commit], ["machine", Object.entries(first.machine).map((v) => v.join(" ")).join(", ")], ["versions", Object.entries(first.versions).map((v) => v.join(" ")).join(", ")],
+        ["data", `${first.data.name}, split ${first.data.split}, ${first.data.train} + ${first.data.test}`], ["precision", first.precision], ["division", first.recipe.division],
+        ["seeds", row.seeds.map((run) => `${run.seed}: ${number(run.test_accuracy, 2)} %`).join("; ")], ...(first.older ? [["older table", `${number(first.older, 2)} % (best epoch on the test part)`]] : []),
+        ["date", first.date], ...(found ? [["analysis", `of seed ${row.seeds.find((run) => run.analysis).seed}, ${found.samples} test samples`]] : [])])));
     detail.replaceChildren(make("header", {}, make("h2", { textContent: `${row.recipe}: ${row.model}, ${row.neuron}, ${row.surrogate}`, tabIndex: -1 }), close),
       make("pre", { tabIndex: 0 }, make("code", { textContent: first.portable })), grid);
     curve(accuracy, row.seeds, ["train_accuracy", "test_accuracy"], "%");
     curve(loss, row.seeds, ["train_loss", "test_loss"], "loss");
-    if (analysed) {
-      const layers = analysed.analysis.layers, steps = layers[0].rate_by_step.map((_, t) => t + 1);
-      chart(spikes, { scales: { x: { time: false } }, axes: [axis("step"), axis("rate")],
-        series: [{ label: "step" }, ...layers.map((layer, i) => ({ label: layer.name, stroke: COLOURS[i % COLOURS.length], width: 1.5 }))] }, [steps, ...layers.map((layer) => layer.rate_by_step)]);
-      const by = analysed.analysis.accuracy_by_steps;
-      chart(damage, { scales: { x: { time: false } }, axes: [axis(`steps (trained with ${analysed.analysis.steps})`), axis("%")],
-        series: [{ label: "steps" }, { label: "accuracy", stroke: COLOURS[0], width: 1.5, points: { show: true } }] }, [by.map((_, t) => t + 1), by]);
-    }
-    history.replaceState(null, "", `#row-${index}`);
-    detail.querySelector("h2").focus({ preventScroll: true });
-    detail.scrollIntoView({ block: "nearest", behavior: "auto" });
+    if (found) inside(found, places);
   };
 
-  const accuracies = rows.map((row) => row.data);
-  document.getElementById("summary").textContent = `${runs.length} records, ${rows.length} rows, ${new Set(accuracies).size} data set${new Set(accuracies).size === 1 ? "" : "s"}.`;
+  const sets = new Set(rows.map((row) => row.data)).size;
+  document.getElementById("summary").textContent = `${runs.length} records, ${rows.length} rows, ${sets} data set${sets === 1 ? "" : "s"}.`;
   draw();
   const wanted = /^#row-(\d+)$/.exec(location.hash);
   if (wanted && rows[Number(wanted[1])]) open(Number(wanted[1]));
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && state.open !== null) open(null); });
-  let timer = 0;
-  const again = () => { clearTimeout(timer); timer = setTimeout(() => { const row = state.open; draw(); if (row !== null) open(row); }, 150); };
-  window.addEventListener("resize", again);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  let timer = 0, width = document.body.clientWidth;
+  window.addEventListener("resize", () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      if (document.body.clientWidth === width) return;  // a phone's address bar comes and goes
+      width = document.body.clientWidth;
+      charts.forEach((plot, place) => { if (place.isConnected) plot.setSize({ width: Math.max(240, place.clientWidth), height: plot.height }); });
+    }, 150);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (state.open === null) draw(); else open(state.open, true); });
 })();
