@@ -233,7 +233,7 @@ def check_moments(steps, step, dtype, per_step, constant=False):
 def test_moments_far_from_zero(step, per_step):
     kinds = ((1, torch.float64, False), (4, torch.float32, False), (4, torch.bfloat16, False), (3, torch.float32, True))
     for steps, dtype, constant in kinds:
-        check_moments(steps, step, dtype, per_step, constant)
+        check_moments(steps, step, dtype, per_step and not constant, constant)
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (9,), (3, 2, 5, 7), (2, 2049)], ids=str)
@@ -244,7 +244,7 @@ def test_packed_spikes_come_back(shape, dtype):
     flat = spikes.flatten().tolist()
     byte = [sum(int(s) << i for i, s in enumerate(flat[j : j + 8])) for j in range(0, len(flat), 8)]
     assert bits.dtype == torch.uint8 and bits.tolist() == byte
-    assert torch.equal(gpu.unpack(bits, shape, dtype), spikes)
+    assert torch.equal(gpu.unpack(bits, torch.full_like(spikes, float("nan"))), spikes)
 
 
 def test_what_is_no_number_stays_none():
@@ -266,7 +266,7 @@ def test_a_tensor_longer_than_2_to_the_31(monkeypatch):
     for place in (0, 341, 682):
         theirs, last = scan(x[:, place], None, *(float(c) for c in numbers), Rule())
         assert torch.equal(spikes[:, place], theirs) and torch.equal(v[place], last)
-    assert torch.equal(gpu.unpack(gpu.pack(spikes), spikes.shape, spikes.dtype), spikes)
+    assert torch.equal(gpu.unpack(gpu.pack(spikes), torch.empty_like(spikes)), spikes)
 
 
 @on_gpu

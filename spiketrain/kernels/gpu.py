@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spiketrain.functional import Rule
+from spiketrain.functional import Rule, Total
 from spiketrain.kernels import gpu_kernels as kernels
 
 LONGEST = 16
@@ -105,9 +105,8 @@ def _bits(flags: Any) -> int:
     return sum(bool(flag) << i for i, flag in enumerate(flags))
 
 
-def moments(x: Tensor, per_step: bool) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel of x `[T,P,C,Q]`, each `[S,C]` in A; S = T where `per_step`, else 1."""
-    steps = x.shape[0]
+def moments(x: Tensor, per_step: bool, rule: Rule | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel of x `[T,P,C,Q]`, each `[S,C]` in A; S = T where `per_step`, else 1 (rule: unused)."""
     distinct = x[:1] if _is_constant(x) else x
     s = distinct.shape[0] if per_step else 1
     tiles = _Tiling(x)
@@ -123,8 +122,6 @@ def moments(x: Tensor, per_step: bool) -> tuple[Tensor, Tensor]:
     numbers = mean.numel()
     grid = (triton.cdiv(numbers, width),)
     _launch(kernels.merge_kernel, x, grid, parts=parts, mean=mean, var=var, G=groups, J=numbers, ROWS=rows, BJ=width)
-    if per_step and s < steps:
-        return mean.expand(steps, -1).contiguous(), var.expand(steps, -1).contiguous()
     return mean, var
 
 
@@ -149,14 +146,16 @@ def _scan(
     )  # fmt: skip
 
 
-def forward(x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule) -> tuple[Tensor, Tensor]:
-    """Spikes `[T,P,C,Q]` in x's dtype and the last potential `[P,C,Q]` in A, of the recurrence over y[t] = scale·x[t] + shift.
+def forward(
+    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Spikes `[T,P,C,Q]` in x's dtype and, to `keep`, the last potential `[P,C,Q]` in A, of the recurrence over y[t] = scale·x[t] + shift.
 
     v: potential before the first step, None at rest. affine: (scale, shift), each `[S,C]`, or None for y = x.
     coefficients: decay, gain, threshold, alpha, each `[C]` or `[1]`. All but x in A.
     """
     spikes = _empty(tuple(x.shape), x.dtype, x.device)
-    v_last = _empty(tuple(x.shape[1:]), _wide(x), x.device)
+    v_last = _empty(tuple(x.shape[1:]), _wide(x), x.device) if keep else None
     _scan(x, v, affine, coefficients, rule, spikes, v_last, None)
     return spikes, v_last
 
@@ -171,11 +170,14 @@ def backward(
     coefficients: tuple[Tensor, ...],
     rule: Rule,
     needs: Needs,
+    total: Total | None = None,
+    count: float = 0.0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients by x (`[1,P,C,Q]` where x is constant in time), v, the norm's weight and bias, and the coefficients (each `[C]`).
 
     stats: (mean, rstd), each `[S,C]`, where the affine is a norm by the statistics of x; then the gradient passes through
-    them, which takes a pass over memory for the two sums a channel and a second one for the rest.
+    them, which takes a pass over memory for the two sums a channel and a second one for the rest. count: numbers behind each
+    statistic; total: sum over the processes that share it.
     """
     tiles, time = _Tiling(x), _time(x, affine)
     starts = None
@@ -205,13 +207,13 @@ def backward(
         _launch(_backward_kernel, x, tiles.grid, **common, **outputs, grad_x=None, norm_sums=partial, norm_means=None)
         totals = partial.sum(1)
         grad_bias, grad_weight = totals.sum(1).unbind(0)
-        means = totals / (tiles.places * (1 if time["PER_STEP"] else x.shape[0]))
+        means = (totals if total is None else total(totals)) / (count or tiles.places * (1 if time["PER_STEP"] else x.shape[0]))
         nothing = {"grad_v0": None, "sums": None, "NEEDS": 0}
         _launch(_backward_kernel, x, tiles.grid, **common, **nothing, grad_x=grad_x, norm_sums=None, norm_means=means)
     return grad_x, grad_v0, grad_weight, grad_bias, [None if sums is None or not n else sums[i].sum(0) for i, n in enumerate(needs)]
 
 
-def pack(spikes: Tensor) -> Tensor:
+def pack(spikes: Tensor, rule: Rule | None = None) -> Tensor:
     """Spikes (0 and 1, any shape, dense) as bits, uint8 `[ceil(N/8)]`: bit i of byte j is spike 8j + i in order of memory."""
     n = spikes.numel()
     bits = _empty((triton.cdiv(n, 8),), torch.uint8, spikes.device)
@@ -219,9 +221,8 @@ def pack(spikes: Tensor) -> Tensor:
     return bits
 
 
-def unpack(bits: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The spikes of that shape that `pack` made bits of."""
-    spikes = _empty(shape, dtype, bits.device)
+def unpack(bits: Tensor, spikes: Tensor, rule: Rule | None = None) -> Tensor:
+    """Fills the dense tensor `spikes` with those that `pack` made bits of; returns it."""
     n = spikes.numel()
     _launch(kernels.unpack_kernel, bits, (triton.cdiv(n, 2048),), bits=bits, spikes=spikes, N=n, BLOCK=2048)
     return spikes

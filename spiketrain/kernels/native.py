@@ -8,26 +8,31 @@ sequence or layer is ever compiled for again.
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spiketrain.functional import SURROGATES, Rule, widen
+from spiketrain.functional import SURROGATES, Rule, Total, widen
 
 ELEMENTS = {torch.bfloat16: "bf16", torch.float32: "float", torch.float64: "double"}
 FLAGS = (
     "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-fopenmp",
     *(("-march=native", "-mprefer-vector-width=512") if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)),
 )  # fmt: skip
-Line = tuple[Tensor, Tensor]
-"""scale and shift, `[S,C]`."""
+BLOCK = 32
+"""Elements of a block in `native.cpp`."""
+
+Affine = tuple[Tensor, Tensor]
+"""scale and shift, or mean and rstd, `[S,C]`."""
 
 
 @functools.cache
@@ -106,12 +111,48 @@ class _Back(ctypes.Structure):
     )  # fmt: skip
 
 
-def _arguments(x: Tensor, v: Tensor | None, line: Line | None, coefficients: list[Tensor]) -> _Arguments:
-    scale, shift = line or (None, None)
-    return _Arguments(
-        x.data_ptr(), x.stride(0) if len(x) > 1 else 0, _at(v), _at(scale), _at(shift), 1 if scale is None else len(scale),
-        (ctypes.c_void_p * 4)(*(c.data_ptr() for c in coefficients)), (ctypes.c_int64 * 4)(*(c.numel() for c in coefficients)),
-    )  # fmt: skip
+class _Rows:
+    """A narrow layer `[T,P,C,1]` with several rows of channels taken as one, so that they fill the vectors of `native.cpp`."""
+
+    def __init__(self, x: Tensor) -> None:
+        _, p, c, q = x.shape
+        rows = BLOCK // math.gcd(c, BLOCK) if q == 1 else 1
+        self.rows = rows if p % rows == 0 else 1
+        self.shape = (p // self.rows, c * self.rows, q)
+
+    def of(self, x: Tensor) -> Tensor:
+        """A sequence `[T,P,C,Q]` so."""
+        return x[:1].view(1, *self.shape).expand(len(x), *self.shape) if len(x) > 1 and x.stride(0) == 0 else x.view(-1, *self.shape)
+
+    def spread(self, c: Tensor) -> Tensor:
+        """Values a channel `[...,C]`; one value for all stays one."""
+        return c.repeat(*(1,) * (c.dim() - 1), self.rows) if self.rows > 1 and c.shape[-1] > 1 else c.contiguous()
+
+    def split(self, sums: Tensor) -> Tensor:
+        """Sums `[...,C']` made with rows taken together, as `[rows,...,C]`."""
+        return sums.unflatten(-1, (self.rows, -1)).movedim(-2, 0)
+
+
+class _Given:
+    """What a pass reads, and everything that must stay in memory while it does."""
+
+    def __init__(self, rows: _Rows, x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...]) -> None:
+        self.kept = [rows.spread(c) for c in (*(affine or ()), *coefficients)]
+        scale, shift = self.kept[:2] if affine else (None, None)
+        four = self.kept[-4:]
+        self.sizes = [*map(ctypes.c_int64, (len(x), *rows.shape)), torch.get_num_threads()]
+        self.arguments = _Arguments(
+            x.data_ptr(), x.stride(0) if len(x) > 1 else 0, _at(v), _at(scale), _at(shift), 1 if scale is None else len(scale),
+            (ctypes.c_void_p * 4)(*map(_at, four)), (ctypes.c_int64 * 4)(*(c.numel() for c in four)),
+        )  # fmt: skip
+
+
+def _back(
+    grad_s: Tensor, grad_v: Tensor | None, mean: Tensor | None, line: tuple[Tensor, ...], gx: Tensor | None, gv: Tensor | None,
+    learned: Tensor | None, norms: Tensor | None,
+) -> _Back:  # fmt: skip
+    lines = (ctypes.c_void_p * 3)(*map(_at, line or (None,) * 3))
+    return _Back(_at(grad_s), _at(grad_v), _at(mean), lines, _at(gx), _at(gv), _at(learned), _at(norms))
 
 
 def _at(x: Tensor | None) -> int | None:
@@ -127,63 +168,76 @@ def _p(x: Tensor | None) -> ctypes.c_void_p:
 
 
 def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Sums of x `[T,P,C,Q]`, and of its squared distance from its mean, by channel: float64 `[S,C]`, S = T where `per_step`, else 1."""
-    origin = widen(x[0, 0, :, 0]).contiguous()  # near the values, so that no digits are lost in the squares
-    rows, count = (len(x), x[0].numel()) if per_step else (1, x.numel())
-    found = torch.empty(rows, 2, x.shape[2], dtype=torch.float64)
-    library(rule, x.dtype).spike_moments(_p(x), _p(origin), _p(found), int(per_step), *_sizes(x))
-    first, second = found.unbind(1)
-    count //= x.shape[2]
-    return first + count * origin.double(), (second - first.square() / count).clamp_(min=0)
+    """Mean and biased variance of x `[T,P,C,Q]` by channel, float64 `[S,C]`; S = T where `per_step`, else 1."""
+    rows = _Rows(x)
+    steps = x[:1] if x.stride(0) == 0 else x
+    wide, s = rows.of(steps), len(steps) if per_step else 1
+    origin = widen(wide[0, 0, :, 0]).contiguous()  # near the values, so that no digits are lost in the squares
+    found = torch.empty(s, 2, wide.shape[2], dtype=torch.float64)
+    library(rule, x.dtype).spike_moments(_p(wide), _p(origin), _p(found), int(per_step), *_sizes(wide))
+    n = wide.numel() // wide.shape[2] // s
+    far, squares = rows.split(found).unbind(2)  # [rows,S,C]
+    means = rows.split(origin.double())[:, None] + far / n
+    mean = means.mean(0)
+    return mean, ((squares / n - (far / n).square()).clamp(min=0) + (means - mean).square()).mean(0)
 
 
 def forward(
-    x: Tensor, v: Tensor | None, line: Line | None, coefficients: list[Tensor], rule: Rule, last: Tensor | None
-) -> Tensor:
-    """Spikes `[T,P,C,Q]` in x's dtype; fills `last` `[P,C,Q]` with the last potential. x may have a stride of 0 along time."""
+    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Spikes `[T,P,C,Q]` in x's dtype and, to `keep`, the last potential `[P,C,Q]`, of y = scale·x + shift, or y = x.
+
+    x may have a stride of 0 along time. affine: scale and shift `[S,C]`; coefficients: decay, gain, threshold, alpha, `[1]` or `[C]`.
+    """
+    rows = _Rows(x)
     spikes = x.new_empty(x.shape)
-    arguments = _arguments(x, v, line, coefficients)
-    library(rule, x.dtype).spike_forward(ctypes.byref(arguments), _p(spikes), _p(last), *_sizes(x))
-    return spikes
-
-
-def sums(
-    x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, line: Line, mean: Tensor,
-    coefficients: list[Tensor], rule: Rule, learned: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Σgy and Σgy·(x − mean), float64 `[S,2,C]`, and the sums of `backward` where `learned`."""
-    norms = torch.empty(len(mean), 2, x.shape[2], dtype=torch.float64)
-    to = torch.empty(4, x.shape[2], dtype=torch.float64) if learned else None
-    _backward(x, v, grad_s, grad_v, line, mean, None, coefficients, rule, None, None, to, norms)
-    return norms, to
+    last = x.new_empty(x.shape[1:], dtype=coefficients[0].dtype) if keep else None
+    given = _Given(rows, x, v, affine, coefficients)
+    library(rule, x.dtype).spike_forward(ctypes.byref(given.arguments), _p(spikes), _p(last), *given.sizes)
+    return spikes, last
 
 
 def backward(
-    x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, line: Line | None, back: tuple[Tensor, Tensor, Tensor] | None,
-    coefficients: list[Tensor], rule: Rule, learned: bool, gv: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Gradient by x (of one step where x is the same at every step), and sums by decay, gain, threshold and alpha `[4,C]`.
+    x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
+    coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
+    """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias, and the coefficients `[C]`.
 
-    Fills `gv` `[P,C,Q]` with the gradient by v.
-
-    back: gx = back[0]·gy + back[1]·x + back[2], each `[S,C]`; None: gx = gy.
+    stats: mean and rstd `[S,C]` where the affine is a norm by the statistics of x, `count` numbers behind each (0: those that
+    are here); total: sum over the processes that share them.
     """
+    rows = _Rows(x)
+    given = _Given(rows, x, v, affine, coefficients)
+    run = library(rule, x.dtype).spike_backward
     constant = len(x) > 1 and x.stride(0) == 0
     gx = x.new_empty((1, *x.shape[1:]) if constant else x.shape)
-    to = torch.empty(4, x.shape[2], dtype=torch.float64) if learned else None
-    _backward(x, v, grad_s, grad_v, line, None, back, coefficients, rule, gx, gv, to, None)
-    return gx, to
+    gv = None if v is None else torch.empty_like(v)
+    learned = torch.empty(4, rows.shape[1], dtype=torch.float64) if any(needs) else None
+    line: tuple[Tensor, ...] = ()
+    by_weight: Tensor | None = None
+    by_bias: Tensor | None = None
+    if stats is not None and affine is not None:
+        norms = torch.empty(len(stats[0]), 2, rows.shape[1], dtype=torch.float64)
+        mean = rows.spread(stats[0])
+        first = _back(grad_s, grad_v, mean, (), None, None, learned, norms)
+        run(ctypes.byref(given.arguments), ctypes.byref(first), *given.sizes)
+        sums = rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
+        ours = torch.stack([sums[:, 0], sums[:, 1] * stats[1]])
+        by_bias, by_weight = ours.sum(1)
+        means = (ours if total is None else total(ours)) / (count or x[: 1 if constant else None].numel() / x.shape[2] / len(stats[0]))
+        line = tuple(map(rows.spread, _through_norm(means[0], means[1], affine[0], stats)))
+    second = _back(grad_s, grad_v, None, line, gx, gv, None if line else learned, None)
+    run(ctypes.byref(given.arguments), ctypes.byref(second), *given.sizes)
+    found: Sequence[Tensor | None] = [None] * 4 if learned is None else rows.split(learned).sum(0).unbind()
+    by_coefficient = [g if need else None for g, need in zip(found, needs, strict=True)]
+    return gx, gv, by_weight, by_bias, by_coefficient
 
 
-def _backward(
-    x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, line: Line | None, mean: Tensor | None,
-    back: tuple[Tensor, Tensor, Tensor] | None, coefficients: list[Tensor], rule: Rule, gx: Tensor | None, gv: Tensor | None,
-    to: Tensor | None, norms: Tensor | None,
-) -> None:  # fmt: skip
-    arguments = _arguments(x, v, line, coefficients)
-    lines = (ctypes.c_void_p * 3)(*map(_at, back or (None,) * 3))
-    outputs = _Back(_at(grad_s), _at(grad_v), _at(mean), lines, _at(gx), _at(gv), _at(to), _at(norms))
-    library(rule, x.dtype).spike_backward(ctypes.byref(arguments), ctypes.byref(outputs), *_sizes(x))
+def _through_norm(by_bias: Tensor, by_weight: Tensor, scale: Tensor, stats: Affine) -> tuple[Tensor, ...]:
+    """a, b and c `[S,C]` of gx = a·gy + b·x + c, from the means of gy and of gy·x̂."""
+    mean, rstd = stats
+    slope = -scale * rstd * by_weight
+    return tuple(c.to(scale.dtype) for c in (scale, slope, -scale * by_bias - slope * mean))
 
 
 def pack(spikes: Tensor, rule: Rule) -> Tensor:
