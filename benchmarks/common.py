@@ -16,8 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from spiketrain import kernels, record
+from spiketrain.allocator import keep_memory
 from spiketrain.errors import UserError
 from spiketrain.neurons import Spec
+
+keep_memory()  # for everyone in the process: page faults would drown what is measured
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[[], Any]

@@ -20,8 +20,8 @@ import torch
 from common import Gate, device, fast_kernels, in_turns, options, show, store, summary
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm
-from spiketrain.neurons import Spec
+from spiketrain.layers import BatchNorm, fire
+from spiketrain.neurons import Neuron, Spec
 
 Layer = Callable[[Tensor], Tensor]
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -35,7 +35,18 @@ CLOSE = {"fp32": 1e-5, "bf16": 2**-7}
 def ours(kernel: str, channels: int = 0) -> Layer:
     """Our neuron by this kernel, behind a batch norm of so many channels unless that is 0."""
     neuron = Spec("lif", 2.0, 1.0, "atan", 2.0, "hard", True, kernel=kernel).make()
-    return nn.Sequential(BatchNorm(channels), neuron).to(device()).train() if channels else neuron.to(device())
+    return Normed(BatchNorm(channels), neuron).to(device()).train() if channels else neuron.to(device())
+
+
+class Normed(nn.Module):
+    """Our batch norm and neuron, as our networks put them together."""
+
+    def __init__(self, norm: BatchNorm, neuron: Neuron) -> None:
+        super().__init__()
+        self.norm, self.neuron = norm, neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fire(self.norm, self.neuron, x, len(x))
 
 
 def folded(norm: nn.Module, layer: Layer) -> Layer:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from spiketrain import cli_analyze, cli_bench, cli_data
+from spiketrain.allocator import keep_memory
 from spiketrain.errors import UserError, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 
@@ -299,6 +300,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for a mistake of the user's, 130 when stopped."""
     previous = signal.signal(signal.SIGTERM, _stop)
+    keep_memory()
     try:
         options = _parser().parse(sys.argv[1:] if arguments is None else arguments)
         run: Callable[[argparse.Namespace], int] = options.run

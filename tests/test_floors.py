@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "spiketrain"
 NETWORK = {"functional", "kernels", "neurons", "layers", "models"}
 ALLOWED = {
     "errors": set(),
+    "allocator": set(),
     "functional": {"errors"},
     "kernels": {"errors", "functional"},
     "neurons": {"errors", "functional", "kernels"},
