@@ -31,15 +31,22 @@ class Browser:
         browser, driver = found()
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.driver = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        port = next(int(m[1]) for line in self.driver.stdout if (m := re.search(r"successfully on port (\d+)", line)))
-        self.address = f"http://127.0.0.1:{port}/session"
-        options = {"binary": browser, "args": [*FLAGS, f"--user-data-dir={self.folder.name}"]}
-        capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self.address += "/" + self._send("POST", "", capabilities={"alwaysMatch": capabilities})["sessionId"]
+        try:
+            port = next(int(m[1]) for line in self.driver.stdout if (m := re.search(r"successfully on port (\d+)", line)))
+            self.address = f"http://127.0.0.1:{port}/session"
+            options = {"binary": browser, "args": [*FLAGS, f"--user-data-dir={self.folder.name}"]}
+            capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            self.address += "/" + self._send("POST", "", capabilities={"alwaysMatch": capabilities})["sessionId"]
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._send("DELETE", "")
+        self._end()
+
+    def _end(self) -> None:
         self.driver.terminate()
         self.driver.wait()
         self.driver.stdout.close()
