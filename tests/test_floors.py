@@ -9,12 +9,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "spiketrain"
 NETWORK = {"functional", "kernels", "neurons", "layers", "models"}
 ALLOWED = {
     "errors": set(),
+    "signals": set(),
+    "processes": {"errors"},
+    "sync": {"processes"},
     "functional": {"errors"},
     "kernels": {"errors", "functional"},
     "neurons": {"errors", "functional", "kernels"},
-    "layers": {"errors", "functional", "kernels", "neurons"},
+    "layers": {"errors", "functional", "kernels", "neurons", "processes", "sync"},
     "models": {"errors", "functional", "kernels", "neurons", "layers"},
-    "data": {"errors"},
+    "data": {"errors", "processes"},
     "objective": {"errors"},
     "recipes": {"errors"},
     "record": {"errors"},
@@ -22,7 +25,10 @@ ALLOWED = {
     "page": {"errors", "record", "report"},
     "progress": {"errors"},
     "checkpoint": {"errors"},
-    "evaluate": {"errors", "models", "neurons", "objective"},
+    "evaluate": {"errors", "models", "neurons", "objective", "processes"},
+    "faults": {"processes"},
+    "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
+    "state": {"errors", "checkpoint", "faults", "models", "processes", "progress", "recipes"},
     "assemble": {"errors", "data", "models", "recipes"},
     "operations": {"errors", "layers", "models"},
     "corrupt": set(),
@@ -31,7 +37,10 @@ ALLOWED = {
     "verify": {"errors", "checkpoint", "models", "record", "trained"},
     "analyze": {"corrupt", "operations", "evaluate", "neurons", "objective", "record", "trained"},
     "bench": {"errors", "assemble", "models", "recipes", "record"},
-    "train": {"errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble"},
+    "train": {
+        "errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble", "faults", "folders",
+        "processes", "signals", "state",
+    },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
