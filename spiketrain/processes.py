@@ -100,19 +100,23 @@ def rows(total: int, parts: int, rank_: int | None = None, world_: int | None = 
 
 
 def add_up(values: Tensor) -> Tensor:
-    """The sum over all processes, written into `values`; no gradient passes."""
-    if world() > 1:
+    """The sum over all processes of a few numbers, written into `values` (contiguous); no gradient passes.
+
+    On the CPU every process gathers them and adds them up in the order of ranks: gloo's own reduction of a few numbers takes several
+    times as long where there are no more cores than processes, as its threads then wait for each other.
+    """
+    if world() > 1 and values.is_cuda:
         dist.all_reduce(values)
+    elif world() > 1:
+        every = values.new_empty(world() * values.numel())
+        dist.all_gather_into_tensor(every, values.view(-1))
+        values.copy_(every.view(world(), *values.shape).sum(0))
     return values
 
 
 def any_of(*mine: bool) -> tuple[bool, ...]:
     """For each question, whether any process says yes."""
-    if world() == 1:
-        return mine
-    ballot = torch.tensor(mine, dtype=torch.uint8)
-    dist.all_reduce(ballot, dist.ReduceOp.MAX)
-    return tuple(bool(b) for b in ballot.tolist())
+    return tuple(votes > 0 for votes in add_up(torch.tensor(mine, dtype=torch.int32)).tolist())
 
 
 def gather(mine: Made) -> list[Made]:

@@ -58,8 +58,8 @@ class _BatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
     ) -> Tensor:
         count = x.numel() // x.shape[1]
-        wide = x.float() if x.device.type == "cpu" and x.element_size() < 4 else x  # there the statistics come in x's precision
-        local, spread = torch.batch_norm_update_stats(wide, None, None, 0.0)
+        precision = torch.zeros_like(running_mean)  # the statistics come in that of the running ones, and else in x's
+        local, spread = torch.batch_norm_update_stats(x, precision, precision, 0.0)
         local, spread = local.double(), spread.double()
         mean, var, n = moments(count * local, count * (spread + local.square()), count)
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
