@@ -128,7 +128,10 @@ def finish(record: Any) -> None:
 
     rates = record.firing_rates.values()
     rate = f"{sum(rates) / len(rates):.3f} spikes per neuron and step, mean over {len(rates)} layers" if rates else "none: no neurons"
-    picture = draw_curve(record, record.folder / "curve.png")
+    try:
+        picture = str(draw_curve(record, record.folder / "curve.png"))
+    except OSError as error:  # the run is done all the same
+        picture = f"cannot be written ({error.strerror})"
     print(f"test accuracy  {record.test_accuracy:.2f} % (last epoch; training took {record.train_seconds:.1f} s)")
     print(f"firing rate    {rate}")
     print(f"curve          {picture}")

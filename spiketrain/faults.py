@@ -1,6 +1,7 @@
 """What goes wrong inside a network: the first layer whose output is not finite, and layers that have fallen silent."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,10 @@ from spiketrain import processes
 
 
 class Finite:
-    """Whether all of some losses are finite, asked for without making the device wait: the answer is copied while it works on."""
+    """Whether all of some tensors are finite, asked for without making the device wait: the answer is copied while it works on."""
 
-    def __init__(self, losses: list[Tensor]) -> None:
-        finite = torch.stack([loss.detach() for loss in losses]).isfinite().all()
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        finite = torch.nn.utils.get_total_norm([t.detach() for t in tensors], math.inf).isfinite()
         self.answer = finite.to("cpu", non_blocking=True)
         self.copied = torch.cuda.Event() if finite.is_cuda else None
         if self.copied:
@@ -24,8 +25,15 @@ class Finite:
         return bool(self.answer)
 
 
+def statistics(network: nn.Module) -> list[Tensor]:
+    """The running statistics of norms: what is not finite anywhere in a forward pass is in them, even where a neuron hides it
+    from the loss (it does not fire at NaN)."""
+    return [b for b in network.buffers() if b.is_floating_point()]
+
+
 def first_not_finite(network: nn.Module, inputs: Tensor, autocast: torch.autocast) -> str:
-    """The name of the first module whose output is not finite in a forward pass; "the input", or "the loss" where all are finite.
+    """The name of the first module whose output is not finite in a forward pass; "the input"; "the loss or its gradient" where
+    all are finite.
 
     The pass is in the mode that the network is in, so it changes the statistics of norms. All processes must call it together.
     """
@@ -48,7 +56,7 @@ def first_not_finite(network: nn.Module, inputs: Tensor, autocast: torch.autocas
             handle.remove()
     order = {"the input": -1} | {f"layer {name}": i for i, (name, _) in enumerate(names)}
     first = [names[0] for names in processes.gather(found) if names]
-    return min(first, key=lambda name: order[name]) if first else "the loss"
+    return min(first, key=lambda name: order[name]) if first else "the loss or its gradient"
 
 
 def first_bad_weights(network: nn.Module) -> str:

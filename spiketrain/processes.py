@@ -59,22 +59,31 @@ def join(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+        device = _own_gpu()
     mine = not dist.is_initialized()
-    if mine:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        seconds = float(os.environ.get(TIMEOUT_VARIABLE, "600"))
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
     try:
+        if mine:
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            seconds = float(os.environ.get(TIMEOUT_VARIABLE, "600"))
+            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
         yield device
     except RuntimeError as error:
         text = str(error)
         if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
             raise
-        raise GroupLost(f"process {rank()} of {world()} has lost the others ({text.splitlines()[0][-120:]})") from error
+        me = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
+        raise GroupLost(f"{me} has lost the others ({text.splitlines()[0][-120:]})") from error
     if mine:
         dist.destroy_process_group()
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process, each on a machine having its own."""
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(f"more processes than GPUs on this machine: --nproc-per-node {count}, or --device cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def first_to_say(text: str) -> bool:

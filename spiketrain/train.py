@@ -125,7 +125,7 @@ def train_epoch(
         kept = [b.clone() for b in network.buffers()] if skip_bad_steps else []
         bad, stop, due = train_step(
             recipe, spread, state.optimizer, autocast, objective, inputs, labels, state.meter, loader.size(state.batch),
-            (signals.stop != 0, processes.rank() == 0 and every.due()),
+            (signals.stop != 0, processes.rank() == 0 and every.due()), skip_bad_steps,
         )  # fmt: skip
         state.batch += 1
         state.spent = before + time.perf_counter() - begun
@@ -133,7 +133,8 @@ def train_epoch(
             layer = faults.first_not_finite(network, inputs, autocast)
             where = f"epoch {epoch + 1}, step {state.batch}: first in {layer}"
             hint = "lower --lr, set --clip-grad, or leave such steps out with --skip-bad-steps"
-            raise UserError(f"the loss became infinite or NaN in {where}; {hint} (the last good checkpoint is kept: --resume {folder})")
+            kept_one = f"the last good checkpoint is kept: --resume {folder}"
+            raise UserError(f"the network or its loss became infinite or NaN in {where}; {hint} ({kept_one})")
         if bad:
             state.skipped += 1
             for buffer, value in zip(network.buffers(), kept, strict=True):
@@ -161,11 +162,13 @@ def train_step(
     meter: Meter,
     whole: int = 0,
     asked: tuple[bool, ...] = (),
+    careful: bool = False,
 ) -> tuple[bool, ...]:
     """One update of the weights from a batch, in `accumulate` parts that together give the gradient of the whole batch's loss.
 
-    inputs, labels: this process's rows of a batch of `whole` samples (0: it has them all). Where the loss of any process is not
-    finite there is no update. Returns whether that was so, and for each question `asked` whether any process says yes.
+    inputs, labels: this process's rows of a batch of `whole` samples (0: it has them all). Where the loss or a norm's statistics are
+    not finite in any process, there is no update; nor where a gradient is not, which a GPU, that would have to wait for the answer,
+    asks only if `careful`. Returns whether that was so, and for each question `asked` whether any process says yes.
     """
     total = whole or len(labels)
     sizes = [part.stop - part.start for part in processes.rows(total, recipe.accumulate)]
@@ -177,9 +180,11 @@ def train_step(
             loss = objective(logits, y)
             losses.append(loss)
             right.append(correct(logits, y))
-            finite = faults.Finite(losses) if i + 1 == len(sizes) else None
+            checks = [faults.Finite([*losses, *faults.statistics(network)])] if i + 1 == len(sizes) else []
             (loss * (len(y) * processes.world() / total)).backward()
-    answers = processes.any_of(not finite, *asked)
+    if careful or inputs.device.type == "cpu":
+        checks.append(faults.Finite(p.grad for p in network.parameters() if p.grad is not None))
+    answers = processes.any_of(not all(checks), *asked)
     if not answers[0]:
         for loss, hits, size in zip(losses, right, sizes, strict=True):
             meter.add(loss, hits, size)
