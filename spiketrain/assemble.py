@@ -97,7 +97,7 @@ def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
     """The recipe's batches."""
     return Loader(
         data, make_prepare(recipe, data), recipe.batch_size, recipe.eval_batch_size, recipe.seed, device, recipe.drop_last, recipe.limit,
-        recipe.balanced,
+        recipe.balanced, recipe.accumulate,
     )  # fmt: skip
 
 

@@ -1,15 +1,20 @@
 """Checkpoints that are whole or not there, and that open without running anything.
 
-A checkpoint is a folder `checkpoint-00007` (seven epochs done) with `weights.safetensors` and `state.pt` (optimiser, schedule,
-average of weights, curve, recipe), which loads with `weights_only`. It is written under another name and renamed.
+A checkpoint is a folder `checkpoint-00007` (seven epochs done), or `checkpoint-00007-00000012` (and twelve batches of the next),
+with `weights.safetensors` and `state.pt` (optimiser, schedule, average of weights, curve, recipe, sums of the epoch so far), which
+loads with `weights_only`. It is written under another name and renamed. The state of the random generators is not in it: they are
+seeded before every batch, by its number.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import time
+import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +28,15 @@ from torch import Tensor, nn
 from spiketrain.errors import UserError
 
 WEIGHTS = "weights.safetensors"
+NAME = r"checkpoint-\d{5,}(-\d{8,})?"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after `epoch` whole epochs."""
+    """The state of a run after `epoch` whole epochs and `batch` batches of the next one.
+
+    partial: of that next epoch, what it has come to: `meters` (the sums of each process), `spent` (seconds), `skipped` (steps).
+    """
 
     epoch: int
     recipe: dict[str, Any]
@@ -37,6 +46,40 @@ class Checkpoint:
     ema: dict[str, Tensor]
     curve: list[dict[str, float]]
     seconds: dict[str, float]
+    batch: int = 0
+    partial: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"checkpoint-{self.epoch:05d}" + (f"-{self.batch:08d}" if self.batch else "")
+
+
+@dataclass
+class Every:
+    """When checkpoints are due: after every so many epochs, or after a step when so many seconds have passed since the last one."""
+
+    epochs: int = 1
+    seconds: float = math.inf
+    last: float = dataclasses.field(default_factory=time.monotonic)
+
+    @staticmethod
+    def parse(text: str) -> "Every":
+        """`3` is every three epochs; `90s`, `5m`, `1h` is so much time, and every epoch."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+        if not found or float(found[1]) == 0 or (not found[2] and "." in found[1]):
+            raise UserError(f"--checkpoint-every {text}: a number of epochs, or a time such as 90s, 5m, 1h, is expected")
+        if not found[2]:
+            return Every(int(found[1]))
+        return Every(1, float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]])
+
+    def due(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() - self.last >= self.seconds
+
+    def done(self) -> None:
+        """A checkpoint has been written: the time begins anew."""
+        self.last = time.monotonic()
 
 
 def save_weights(file: Path, weights: dict[str, Tensor]) -> str:
@@ -58,18 +101,18 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint into a run's folder and removes the older ones."""
-    final = folder / f"checkpoint-{checkpoint.epoch:05d}"
-    part = folder / f".{final.name}.{os.getpid()}.part"
+    """Writes the checkpoint into a run's folder and removes the older ones. One of the same name is the same, and is left."""
+    final = folder / checkpoint.name
+    if final.exists():
+        return
+    part = folder / f".{final.name}.{uuid.uuid4().hex[:8]}.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         save_weights(part / WEIGHTS, checkpoint.weights)
         state = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Checkpoint) if f.name != "weights"}
         state["recipe"] = json.dumps(checkpoint.recipe)
         torch.save(state, part / "state.pt")
         _to_disk(part / "state.pt")
-        shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         _to_disk(folder)
     except (OSError, RuntimeError) as error:
@@ -79,6 +122,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(older, ignore_errors=True)
 
 
+def tidy(folder: Path) -> None:
+    """Removes what a process that was killed has left half-written in a run's folder."""
+    for part in folder.glob(".*.part"):
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
 def has(folder: Path) -> bool:
     """Whether a run's folder holds a checkpoint."""
     return bool(_all(folder))
@@ -86,7 +135,7 @@ def has(folder: Path) -> bool:
 
 def latest(folder: Path) -> Path:
     """The newest checkpoint in a run's folder; `UserError` where there is none."""
-    if re.fullmatch(r"checkpoint-\d+", folder.name) and folder.is_dir():
+    if re.fullmatch(NAME, folder.name) and folder.is_dir():
         return folder
     found = _all(folder)
     if not found:
@@ -137,7 +186,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 def _all(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir())
+    return sorted(p for p in folder.iterdir() if re.fullmatch(NAME, p.name) and p.is_dir())
 
 
 def _to_disk(path: Path) -> None:

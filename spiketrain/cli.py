@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from spiketrain import cli_analyze, cli_bench, cli_data
+from spiketrain import cli_analyze, cli_bench, cli_data, processes
 from spiketrain.allocator import keep_memory
 from spiketrain.errors import UserError, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
-
-STOPPED = 130
+from spiketrain.signals import Stopped
 
 
 class Wide(argparse.HelpFormatter):
@@ -115,11 +114,14 @@ def _train(options: argparse.Namespace) -> int:
         into=options.into,
         download=options.download,
         tensorboard=options.tensorboard,
+        checkpoint_every=options.checkpoint_every,
+        skip_bad_steps=options.skip_bad_steps,
         quiet=options.quiet,
     )
-    finish(made)
-    if options.analyze:
-        print(cli_analyze.write(made.folder, data_root=options.data_root, device=options.device)[1][1])
+    if processes.leads():
+        finish(made)
+        if options.analyze:
+            print(cli_analyze.write(made.folder, data_root=options.data_root, device=options.device)[1][1])
     return 0
 
 
@@ -129,7 +131,10 @@ def finish(record: Any) -> None:
 
     rates = record.firing_rates.values()
     rate = f"{sum(rates) / len(rates):.3f} spikes per neuron and step, mean over {len(rates)} layers" if rates else "none: no neurons"
-    picture = draw_curve(record, record.folder / "curve.png")
+    try:
+        picture = str(draw_curve(record, record.folder / "curve.png"))
+    except OSError as error:  # the run is done all the same
+        picture = f"cannot be written ({error.strerror})"
     print(f"test accuracy  {record.test_accuracy:.2f} % (last epoch; training took {record.train_seconds:.1f} s)")
     print(f"firing rate    {rate}")
     print(f"curve          {picture}")
@@ -250,6 +255,9 @@ def _parser() -> Parser:
     train.add_argument("--output", default="runs", metavar="DIR", help="where the run's folder is made (default: runs)")
     train.add_argument("--into", metavar="DIR", help="the run's own folder; begun before, it is continued; done, nothing is run")
     train.add_argument("--resume", metavar="RUN", help="continue the run in this folder, to the same numbers as without a stop")
+    every = "write a checkpoint after every N epochs, or every so much time (90s, 5m, 1h) and epoch (default: 1)"
+    train.add_argument("--checkpoint-every", default="1", metavar="N|TIME", help=every)
+    train.add_argument("--skip-bad-steps", action="store_true", help="leave out steps whose loss is not finite, where a run else stops")
     train.add_argument("--download", action="store_true", help="fetch the data set if it is absent")
     train.add_argument("--tensorboard", metavar="DIR", help="write logs for TensorBoard there")
     train.add_argument("--analyze", action="store_true", help="then look inside the network, as `spiketrain analyze` does")
@@ -294,27 +302,49 @@ def _parser() -> Parser:
 
 
 def _stop(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise Stopped(number)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 for a mistake of the user's, 130 when stopped."""
+def guarded(program: str, run: Callable[[], int]) -> int:
+    """What `run` returns, or 2 for a mistake of the user's, 130 or 143 when stopped, 1 when other processes are gone.
+
+    Each is said in one line; of several processes that have the same to say, one says it.
+    """
     previous = signal.signal(signal.SIGTERM, _stop)
     keep_memory()
     try:
-        options = _parser().parse(sys.argv[1:] if arguments is None else arguments)
-        run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
+        return run()
     except UserError as error:
-        print(f"spiketrain: {error}", file=sys.stderr)
-        return 2
+        return _said(program, str(error), 2)
+    except Stopped as stopped:
+        return _said(program, str(stopped), stopped.status)
     except KeyboardInterrupt:
-        return STOPPED
+        return 128 + signal.SIGINT
+    except processes.GroupLost as error:
+        print(f"{program}: {error}; the last checkpoint is kept", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # whoever read the output, a pager or head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _said(program: str, text: str, status: int) -> int:
+    if text and processes.first_to_say(text):
+        print(f"{program}: {text}", file=sys.stderr)
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status, as `guarded` says."""
+
+    def run() -> int:
+        options = _parser().parse(sys.argv[1:] if arguments is None else arguments)
+        chosen: Callable[[argparse.Namespace], int] = options.run
+        return chosen(options)
+
+    return guarded("spiketrain", run)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain import kernels
+from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.neurons import Leaky, Neuron, Spec
@@ -41,6 +41,8 @@ class BatchNorm(nn.Module):
     - "time": one mean and variance a channel over (T,B,H,W), one update of the running statistics a call;
     - "step": statistics of each step by itself and T updates a call, as a network that is looped over time does it. This
       is what the older benchmark published; in evaluation both are the same.
+
+    Where several processes train the network, the statistics are of all their rows.
     """
 
     def __init__(self, channels: int, mode: str = "time") -> None:
@@ -51,8 +53,11 @@ class BatchNorm(nn.Module):
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mode == "time" or not self.training:
+        if not self.training or (self.mode == "time" and processes.world() == 1):
             return fold(self.bn, x)
+        if self.mode == "time":
+            self.bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            return fold(lambda y: self._normalise(y, self._momentum()), x)
         if same_at_every_step(x):  # T equal updates of the running statistics in one
             y = self._normalise(x[0], self._repeated(x.shape[0]))
             return y.expand(x.shape[0], *y.shape)
@@ -67,7 +72,7 @@ class BatchNorm(nn.Module):
 
     def batch(self) -> Norm:
         """The norm by the statistics of a batch, for kernels that do it together with the neuron."""
-        return Norm(self.bn.weight, self.bn.bias, self.bn.eps, self.mode == "step")
+        return Norm(self.bn.weight, self.bn.bias, self.bn.eps, self.mode == "step", sync.total if processes.world() > 1 else None)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The norm in evaluation mode as scale and shift `[C]`."""
@@ -99,6 +104,9 @@ class BatchNorm(nn.Module):
 
     def _normalise(self, x: Tensor, momentum: float) -> Tensor:
         bn = self.bn
+        if processes.world() > 1:
+            assert bn.running_mean is not None and bn.running_var is not None
+            return sync.batch_norm(x, (bn.running_mean, bn.running_var), bn.weight, bn.bias, momentum, bn.eps)
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
 
 

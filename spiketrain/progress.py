@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,13 @@ class Meter:
         self.right: Tensor | None = None
         self.samples = 0
 
+    @staticmethod
+    def of(sums: Sequence[float]) -> "Meter":
+        """A meter that goes on from the sums of another."""
+        meter = Meter()
+        meter.loss, meter.right, meter.samples = torch.tensor(sums[0]), torch.tensor(int(sums[1])), int(sums[2])
+        return meter
+
     def add(self, loss: Tensor, right: Tensor, samples: int) -> None:
         """The mean loss of a part of a batch, how many were right, of how many."""
         loss = loss.detach() * samples
@@ -29,19 +37,26 @@ class Meter:
         self.right = right if self.right is None else self.right + right
         self.samples += samples
 
-    def read(self) -> tuple[float, float]:
-        """Mean loss and accuracy in percent."""
-        assert self.loss is not None and self.right is not None
+    def sums(self) -> tuple[float, float, float]:
+        """Sum of the losses of all samples, how many were right, how many there were."""
+        if self.loss is None or self.right is None:
+            return 0.0, 0.0, 0.0
         loss, right = torch.stack((self.loss.double(), self.right.double())).tolist()
-        return loss / self.samples, 100 * right / self.samples
+        return loss, right, self.samples
+
+    def read(self) -> tuple[float, float]:
+        """Mean loss and accuracy in percent of this process's samples."""
+        loss, right, samples = self.sums()
+        return loss / max(samples, 1), 100 * right / max(samples, 1)
 
 
 class Display:
     """`with Display(...) as display:` then `step` after every batch and `epoch` after every epoch."""
 
-    def __init__(self, epochs: int, batches: int, start: int, quiet: bool) -> None:
+    def __init__(self, epochs: int, batches: int, start: int, quiet: bool, processes: int = 1) -> None:
+        """start: batches done already; processes: how many do as much as this one, whose samples are the ones that are counted."""
         self.console = Console(stderr=True, quiet=quiet)
-        self.epochs, self.batches, self.start = epochs, batches, start
+        self.epochs, self.batches, self.processes = epochs, batches, processes
         columns = (
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
@@ -51,8 +66,8 @@ class Display:
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=self.console, disable=quiet or not sys.stderr.isatty())
-        fields: dict[str, Any] = {"epoch": start + 1, "epochs": epochs, "loss": float("nan"), "accuracy": 0.0, "rate": 0.0}
-        self.task = self.progress.add_task("", total=epochs * batches, completed=start * batches, **fields)
+        fields: dict[str, Any] = {"epoch": start // batches + 1, "epochs": epochs, "loss": float("nan"), "accuracy": 0.0, "rate": 0.0}
+        self.task = self.progress.add_task("", total=epochs * batches, completed=start, **fields)
         self.read_at = 0.0
 
     def __enter__(self) -> "Display":
@@ -73,7 +88,7 @@ class Display:
             return
         self.read_at = time.monotonic()
         loss, accuracy = meter.read()
-        rate = meter.samples / max(seconds, 1e-9)
+        rate = self.processes * meter.samples / max(seconds, 1e-9)
         completed = epoch * self.batches + batch + 1
         self.progress.update(self.task, completed=completed, epoch=epoch + 1, loss=loss, accuracy=accuracy, rate=rate)
 

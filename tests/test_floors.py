@@ -10,13 +10,16 @@ NETWORK = {"functional", "kernels", "neurons", "layers", "models"}
 ALLOWED = {
     "errors": set(),
     "allocator": set(),
+    "signals": set(),
+    "processes": {"errors"},
+    "sync": {"processes"},
     "functional": {"errors"},
     "kernels": {"errors", "functional"},
     "neurons": {"errors", "functional", "kernels"},
     "saving": {"kernels"},
-    "layers": {"errors", "functional", "kernels", "neurons", "saving"},
+    "layers": {"errors", "functional", "kernels", "neurons", "processes", "saving", "sync"},
     "models": {"errors", "functional", "kernels", "neurons", "saving", "layers"},
-    "data": {"errors"},
+    "data": {"errors", "processes"},
     "objective": {"errors"},
     "recipes": {"errors"},
     "record": {"errors"},
@@ -25,7 +28,10 @@ ALLOWED = {
     "tables": {"errors", "bench", "models", "operations", "recipes", "record", "report"},
     "progress": {"errors"},
     "checkpoint": {"errors"},
-    "evaluate": {"errors", "models", "neurons", "objective"},
+    "evaluate": {"errors", "models", "neurons", "objective", "processes"},
+    "faults": {"processes"},
+    "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
+    "state": {"errors", "checkpoint", "faults", "models", "processes", "progress", "recipes"},
     "assemble": {"errors", "data", "models", "recipes"},
     "operations": {"errors", "layers", "models", "neurons"},
     "corrupt": set(),
@@ -34,7 +40,10 @@ ALLOWED = {
     "verify": {"errors", "checkpoint", "models", "record", "trained"},
     "analyze": {"corrupt", "functional", "operations", "evaluate", "neurons", "objective", "record", "trained"},
     "bench": {"errors", "assemble", "models", "recipes", "record", "report"},
-    "train": {"errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble"},
+    "train": {
+        "errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble", "faults", "folders",
+        "processes", "signals", "state",
+    },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

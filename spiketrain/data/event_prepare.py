@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spiketrain.data.event_augment import AUGMENTATIONS, randaugment
 from spiketrain.data.event_mix import MIXES, Mix, eventmix, soft
+from spiketrain.data.types import ALL, Rows
 from spiketrain.errors import unknown
 
 
@@ -37,8 +38,13 @@ class EventPrepare:
         """Frames as stored `[B,T,2,H,W]` → float32 `[T,B,2,H,W]`, counts as they are, each step channels-last in memory."""
         return _channels_last(inputs.transpose(0, 1).float())
 
-    def train(self, inputs: Tensor, labels: Tensor, mix: bool = True) -> tuple[Tensor, Tensor]:
-        """As `plain`, augmented; labels `[B]`, or weights `[B,K]` where samples are mixed."""
+    def train(self, inputs: Tensor, labels: Tensor, mix: bool = True, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
+        """The `rows` of a batch as `plain`, augmented; labels `[B]`, or weights `[B,K]` where samples are mixed.
+
+        What is augmented is the whole batch: some of it draws as many numbers as there are events, or mixes any two samples.
+        """
+        if not self.augment:
+            inputs, labels, rows = inputs[rows], labels[rows], ALL
         frames = self.plain(inputs)
         for name in self.augment:
             if name in AUGMENTATIONS:
@@ -47,7 +53,7 @@ class EventPrepare:
                 labels = soft(labels, self.classes) if labels.dim() == 1 else labels
                 for _ in range(self.mix_count):
                     frames, labels = self._mix(name)(frames, labels)
-        return _channels_last(frames), labels
+        return _channels_last(frames[:, rows]), labels[rows]
 
     def _augmentation(self, name: str) -> functools.partial[Tensor]:
         if name == "randaugment":

@@ -1,7 +1,8 @@
 """Augmentation of image batches, on the device the batch is on: crop, flip, RandAugment, normalisation, erasing, mixing.
 
 A batch is uint8 `[B,C,H,W]`; what comes out is float32, channels-last, and normalised. Random numbers are drawn from the
-global generators of torch, numpy and random, which the training loop seeds before each batch.
+global generators of torch, numpy and random, which the training loop seeds before each batch. `rows` names the rows of the
+batch that are wanted: they are what they would be in the whole batch, as everything is drawn for all of it.
 """
 
 import math
@@ -16,21 +17,23 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from spiketrain.data.types import ALL, Rows
 from spiketrain.errors import UserError
 
 
-def crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
+def crop_and_flip(images: Tensor, padding: int, flip: bool, rows: Rows = ALL) -> Tensor:
     """Each image shifted by up to ±padding pixels over zeros, and mirrored with probability ½. `[B,C,H,W]`, one draw an image."""
+    whole, device = len(images), images.device
+    images = images[rows]
     b, _, h, w = images.shape
-    device = images.device
     padded = F.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, b, 1), device=device)
+    top, left = torch.randint(0, 2 * padding + 1, (2, whole, 1), device=device)[:, rows]
     columns = torch.arange(w, device=device).expand(b, w)
     if flip:
-        mirrored = torch.rand(b, 1, device=device) < 0.5
+        mirrored = (torch.rand(whole, 1, device=device) < 0.5)[rows]
         columns = torch.where(mirrored, w - 1 - columns, columns)
-    rows = top + torch.arange(h, device=device)
-    picked = padded[torch.arange(b, device=device)[:, None, None], :, rows[:, :, None], (left + columns)[:, None, :]]
+    lines = top + torch.arange(h, device=device)
+    picked = padded[torch.arange(b, device=device)[:, None, None], :, lines[:, :, None], (left + columns)[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # the gather made it channels-last
 
 
@@ -88,10 +91,11 @@ class RandAugment:
             raise UserError(f"randaugment {text!r}: write it as rand-m9-mstd0.5-inc1 (m: level of 10, n: operations, mstd: its deviation)")
         return RandAugment(int(found.get("n", 2)), float(found.get("m", 9)), float(found.get("mstd", 0)))
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, whole: int = 0, rows: Rows = ALL) -> Tensor:
+        """images: the `rows` of a batch of `whole` (0: it is the whole batch); written to."""
         names = list(OPERATIONS)
         for _ in range(self.n):
-            drawn = torch.randint(0, 4 * len(names), (len(images),)).tolist()  # operation, sign, whether at all
+            drawn = torch.randint(0, 4 * len(names), (whole or len(images),))[rows].tolist()  # operation, sign, whether at all
             levels = (self.m + self.mstd * torch.randn(2 * len(names))).clamp(0, 10) / 10
             groups: dict[int, list[int]] = {}
             for i, choice in enumerate(drawn):
@@ -137,19 +141,24 @@ class ImageAugment:
         scale = 1 / (torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255)
         return ((images.to(torch.float32) - mean) * scale).contiguous(memory_format=torch.channels_last)
 
-    def train(self, images: Tensor, labels: Tensor, mix: bool = True) -> tuple[Tensor, Tensor]:
-        """A training batch; labels come back as they are `[B]`, or as weights `[B,K]` where mixing is on."""
-        if self.crop or self.flip:
-            images = crop_and_flip(images, self.crop, self.flip)
+    def train(self, images: Tensor, labels: Tensor, mix: bool = True, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
+        """The `rows` of a training batch; labels come back as they are `[B]`, or as weights `[B,K]` where mixing is on.
+
+        Where samples are erased or mixed, all of them are augmented first: the libraries that do it draw as they go along.
+        """
+        whole, mixing = len(images), mix and (self.mixup or self.cutmix) and len(images) > 1
+        early, late = (ALL, rows) if self.erase or mixing else (rows, ALL)
+        images = crop_and_flip(images, self.crop, self.flip, early) if self.crop or self.flip else images[early]
+        labels = labels[early]
         if self.randaugment:
-            images = RandAugment.parse(self.randaugment)(images.contiguous())
+            images = RandAugment.parse(self.randaugment)(images.contiguous(), whole, early)
         x = self.plain(images)
         if self.erase:
             x = RandomErasing(self.erase, mode=self.erase_mode, device=x.device)(x)
-        if mix and (self.mixup or self.cutmix) and len(x) > 1:
+        if mixing:
             even = len(x) // 2 * 2  # the library mixes pairs: of an odd batch the last one stays as it is
             mixer = Mixup(self.mixup, self.cutmix, prob=self.mix_prob, label_smoothing=self.smoothing, num_classes=self.classes)
             _, weights = mixer(x[:even], labels[:even])
             rest = F.one_hot(labels[even:], self.classes).to(weights.dtype)
             labels = torch.cat((weights, rest))
-        return x, labels
+        return x[late], labels[late]

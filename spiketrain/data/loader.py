@@ -1,6 +1,7 @@
 """Batches of a data set that is held whole: shuffled, put on the device, augmented there.
 
-Everything random in epoch e, batch i follows from (seed, e, i) alone, so a run that is resumed draws what it would have drawn.
+Everything random in epoch e, batch i follows from (seed, e, i) alone, so a run that is resumed, at whichever batch, draws what it
+would have drawn. Where several processes train one network, each yields its rows of the same batches.
 """
 
 import random
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spiketrain.data.types import DataSet, Split
+from spiketrain import processes
+from spiketrain.data.types import ALL, DataSet, Rows, Split
+from spiketrain.errors import UserError
 
 MOST_ON_DEVICE = 8 << 30
 """Bytes up to which a split is kept on the accelerator."""
@@ -25,8 +28,8 @@ class Prepare(Protocol):
         """For the test part: nothing random."""
         ...
 
-    def train(self, inputs: Tensor, labels: Tensor, mix: bool = True) -> tuple[Tensor, Tensor]:
-        """For the training part: augmented; labels `[B]`, or weights `[B,K]` where samples were mixed."""
+    def train(self, inputs: Tensor, labels: Tensor, mix: bool = True, rows: Rows = ALL) -> tuple[Tensor, Tensor]:
+        """For the training part: the `rows` of an augmented batch; labels `[B]`, or weights `[B,K]` where samples were mixed."""
         ...
 
 
@@ -43,7 +46,8 @@ class Loader:
     """The batches of a data set.
 
     `limit` > 0 keeps so many training samples, of an order drawn once. `balanced` draws an epoch's samples with replacement,
-    every class with the same probability.
+    every class with the same probability. `batch_size` is of all processes together; `parts` is how many parts a batch will be
+    split into, each of which the processes share.
     """
 
     data: DataSet
@@ -55,11 +59,16 @@ class Loader:
     drop_last: bool = True
     limit: int = 0
     balanced: bool = False
+    parts: int = 1
 
     def __post_init__(self) -> None:
         self._train, self._test = self._place(self.data.train), self._place(self.data.test)
         self._samples = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.seed))
         self._samples = self._samples[: self.limit or None]
+        for i in (0, self.batches - 1):
+            if any(len(range(*r.indices(self.size(i)))) == 0 for r in processes.rows(self.size(i), self.parts)):
+                cause = f"a batch of {self.size(i)} samples in {self.parts} parts for {processes.world()} processes"
+                raise UserError(f"{cause}: each needs one of every part: choose another --batch-size or --accumulate, or set --drop-last")
 
     def _place(self, split: Split) -> tuple[Tensor, Tensor]:
         inputs, labels = split.inputs, split.labels
@@ -73,19 +82,35 @@ class Loader:
         whole, rest = divmod(len(self._samples), self.batch_size)
         return whole + (rest > 0 and (not self.drop_last or whole == 0))
 
-    def train(self, epoch: int, mix: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training batches of an epoch, shuffled and augmented. The generators are seeded before each batch."""
+    def size(self, batch: int) -> int:
+        """Samples of a training batch, over all processes."""
+        return min(self.batch_size, len(self._samples) - batch * self.batch_size)
+
+    def train(self, epoch: int, mix: bool = True, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches of an epoch from batch `start` on, shuffled and augmented; this process's rows of them.
+
+        The generators are seeded before each batch, alike in all processes; what a network draws by itself differs between them.
+        """
         order = self._order(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-        for i in range(self.batches):
+        for i in range(start, self.batches):
             seed_everything(self.seed, epoch, i)
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            yield self.prepare.train(*self._pick(self._train, chosen), mix=mix)
+            batch = self.prepare.train(*self._pick(self._train, chosen), mix=mix, rows=self._rows(len(chosen)))
+            if processes.rank():
+                seed_everything(self.seed, epoch, i, processes.rank())
+            yield batch
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test part in its order, every sample once, nothing random."""
-        for chosen in torch.arange(len(self.data.test)).split(self.eval_batch_size):
+        """The test part, every sample once over all processes, nothing random; this process's batches of it, in their order."""
+        n, world = len(self.data.test), processes.world()
+        for chosen in torch.arange(n).split(min(self.eval_batch_size, -(-n // world)))[processes.rank() :: world]:
             inputs, labels = self._pick(self._test, chosen)
             yield self.prepare.plain(inputs), labels
+
+    def _rows(self, total: int) -> Rows:
+        if processes.world() == 1:
+            return ALL
+        return torch.cat([torch.arange(r.start, r.stop) for r in processes.rows(total, self.parts)])
 
     def _order(self, generator: torch.Generator) -> Tensor:
         n = len(self._samples)

@@ -11,6 +11,10 @@ from spiketrain.errors import UserError
 EVENT = np.dtype({"names": ["t", "x", "y", "p"], "formats": ["<i8", "<u2", "<u2", "u1"], "offsets": [0, 8, 10, 12], "itemsize": 16})
 """One event: time in µs, column, row, polarity (1 = brighter, ON; 0 = darker, OFF). 16 bytes, as AEDAT 4 stores it: aligned."""
 
+Rows = slice | Tensor
+"""Some rows of a batch: those of one process where several train one network."""
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Recording:

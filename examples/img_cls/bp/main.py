@@ -18,6 +18,8 @@ import yaml
 from names import DATA, NODES, SIDES, Data, choose, slope
 from options import EVERY, IDLE, OPTIONS, REFUSED, Option
 
+from spiketrain import processes
+from spiketrain.cli import finish, guarded
 from spiketrain.errors import UserError, unknown
 from spiketrain.recipes import Recipe, seed
 
@@ -39,7 +41,6 @@ HEADINGS = {
     "idle": "options that are accepted and change nothing, with the reason",
     "refused": "options that are refused unless left at their defaults, with the reason",
 }
-STOPPED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -268,40 +269,36 @@ def device(index: int) -> str:
 
     if torch.cuda.is_available():
         return f"cuda:{index}"
-    print(f"no GPU on this machine: --device {index} uses the CPU", file=sys.stderr)
+    if processes.leads():
+        print(f"no GPU on this machine: --device {index} uses the CPU", file=sys.stderr)
     return "cpu"
 
 
-def run(words: Sequence[str]) -> None:
+def run(words: Sequence[str]) -> int:
     """What the command says: a dry run, or a training run with its record."""
     values, given = parse(words)
     recipe = to_recipe(values, given)
-    for line in remarks(values):
+    for line in remarks(values) if processes.leads() else ():
         print(f"main.py: {line}", file=sys.stderr)
     place = device(values["device"])
     if values["dry_run"]:
         dry_run(recipe, DATA[values["dataset"]])
-        return
-    from spiketrain.cli import finish
+        return 0
     from spiketrain.train import train
 
     record = train(
         recipe, data_root=values["data_root"], output=values["output"], device=place, resume=values["resume"] or None,
         download=values["download"], command=shlex.join(["main.py", *words]), tensorboard=values["tensorboard_dir"] or None,
+        into=values["into"], checkpoint_every=values["checkpoint_every"], skip_bad_steps=values["skip_bad_steps"],
     )  # fmt: skip
-    finish(record)
+    if processes.leads():
+        finish(record)
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0, 2 for a mistake of the user's, 130 when stopped."""
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-        return 0
-    except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return STOPPED
+    """Runs the command; returns the exit status: 0, 2 for a mistake of the user's, 130 or 143 when stopped."""
+    return guarded("main.py", lambda: run(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

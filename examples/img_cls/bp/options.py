@@ -42,6 +42,9 @@ OURS = _options(
     ("--dry-run", False, bool, "build everything, run one batch of generated data, print sizes, and exit"),
     ("--data-root", None, str, "where data sets lie; else the environment variable SPIKETRAIN_DATA, else ./data"),
     ("--download", False, bool, "fetch the data set if it is absent"),
+    ("--into", None, str, "the run's own folder; begun before, it is continued; done, nothing is run"),
+    ("--checkpoint-every", "1", str, "write a checkpoint after every N epochs, or every so much time (90s, 5m, 1h) and epoch"),
+    ("--skip-bad-steps", False, bool, "leave out steps whose loss is not finite, where a run else stops"),
 )
 USED = _options(
     "used",
