@@ -170,9 +170,9 @@ def options(text: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def store(file: Path, **content: Any) -> None:
-    """Writes a benchmark's result with the command, machine, versions and commit."""
+    """Writes a benchmark's result with the command, machine, versions, commit, and load: more than the threads used means company."""
     whole = {"command": record.command_line(), "machine": record.machine(device())}
-    whole |= {"versions": record.versions(), "commit": record.commit()}
+    whole |= {"versions": record.versions(), "commit": record.commit(), "load": round(os.getloadavg()[0], 2)}
     file.parent.mkdir(parents=True, exist_ok=True)
     record.write_whole(file, json.dumps(whole | content, indent=1).encode() + b"\n")
     print(f"stored: {file}")
