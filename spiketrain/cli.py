@@ -219,9 +219,11 @@ def _surrogates() -> list[tuple[str, str]]:
 
 def _data() -> list[tuple[str, str]]:
     from spiketrain.data.event_sets import SETS
+    from spiketrain.data.imagenet import STREAMED
     from spiketrain.data.images import IMAGE_SETS
 
-    return [(n, e.title) for n, e in IMAGE_SETS.items()] + [(n, f"{e.title} (events)") for n, e in SETS.items()]
+    streams = [(name, entry.title) for name, entry in STREAMED.items()]
+    return [(n, e.title) for n, e in IMAGE_SETS.items()] + streams + [(n, f"{e.title} (events)") for n, e in SETS.items()]
 
 
 LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {

@@ -135,7 +135,7 @@ class ImageAugment:
         """uint8 `[B,C,H,W]` → float, channels-last, normalised."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         scale = 1 / (torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255)
-        return ((images.to(torch.float32) - mean) * scale).contiguous(memory_format=torch.channels_last)
+        return images.to(torch.float32, copy=True, memory_format=torch.channels_last).sub_(mean).mul_(scale)
 
     def train(self, images: Tensor, labels: Tensor, mix: bool = True) -> tuple[Tensor, Tensor]:
         """A training batch; labels come back as they are `[B]`, or as weights `[B,K]` where mixing is on."""

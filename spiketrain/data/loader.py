@@ -4,7 +4,7 @@ Everything random in epoch e, batch i follows from (seed, e, i) alone, so a run 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,8 @@ class Loader:
     drop_last: bool = True
     limit: int = 0
     balanced: bool = False
+    rank: int = 0
+    world: int = 1
 
     def __post_init__(self) -> None:
         self._train, self._test = self._place(self.data.train), self._place(self.data.test)
@@ -76,24 +78,40 @@ class Loader:
     def train(self, epoch: int, mix: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch, shuffled and augmented. The generators are seeded before each batch."""
         order = self._order(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-        for i in range(self.batches):
+        chosen = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.batches)]
+        for i, batch in enumerate(self._fetch(self.data.train, self._train, chosen, epoch)):
             seed_everything(self.seed, epoch, i)
-            chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            yield self.prepare.train(*self._pick(self._train, chosen), mix=mix)
+            yield self.prepare.train(*batch, mix=mix)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part in its order, every sample once, nothing random."""
-        for chosen in torch.arange(len(self.data.test)).split(self.eval_batch_size):
-            inputs, labels = self._pick(self._test, chosen)
+        chosen = torch.arange(len(self.data.test)).split(self.eval_batch_size)
+        for inputs, labels in self._fetch(self.data.test, self._test, chosen, -1):
             yield self.prepare.plain(inputs), labels
 
     def _order(self, generator: torch.Generator) -> Tensor:
         n = len(self._samples)
         if not self.balanced:
-            return self._samples[torch.randperm(n, generator=generator)]
-        labels = self.data.train.labels[self._samples]
-        share = 1 / torch.bincount(labels).clamp(min=1)[labels]
-        return self._samples[torch.multinomial(share, n, replacement=True, generator=generator)]
+            order = self._samples[torch.randperm(n, generator=generator)]
+        else:
+            labels = self.data.train.labels[self._samples]
+            share = 1 / torch.bincount(labels).clamp(min=1)[labels]
+            order = self._samples[torch.multinomial(share, n, replacement=True, generator=generator)]
+        stream = self.data.train.stream
+        return stream.arrange(order, generator, self.batch_size, self.world) if stream else order
+
+    def _fetch(
+        self, split: Split, part: tuple[Tensor, Tensor], chosen: Sequence[Tensor], epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples of each batch: picked from what is held, or from the stream, which decodes them ahead."""
+        if split.stream is None:
+            for batch in chosen:
+                yield self._pick(part, batch)
+            return
+        keys = [(self.seed, epoch, batch.numpy()) for batch in chosen]
+        images = split.stream.batches(keys, self.device.type != "cpu")
+        for inputs, batch in zip(images, chosen, strict=True):
+            yield inputs.to(self.device, non_blocking=True), split.labels[batch].to(self.device)
 
     def _pick(self, part: tuple[Tensor, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
         inputs, labels = part

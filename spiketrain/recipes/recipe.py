@@ -26,6 +26,7 @@ class Recipe:
     epochs: int = _field(10, "run", "passes over the training part", low=1)
     precision: str = _field("auto", "run", "of convolutions and norms; auto: bf16 where it is fast", ("auto", "fp32", "bf16"))
     kernel: str = _field("auto", "run", "which implementation computes the neurons", ("auto", "reference", "compiled"))
+    workers: int = _field(0, "run", "processes that decode images that stream; 0: one a core, -1: none", low=-1)
     channels_last: bool = _field(True, "run", "keep images and weights with the channel as the fastest axis")
     division: str = _field(
         "strict", "run", "strict: binary spikes, exact back-propagation through time; open: anything else", ("strict", "open")
@@ -34,6 +35,7 @@ class Recipe:
     data: str = _field("digits", "data", "name of a data set, or a folder with one subfolder a class")
     classes: int = _field(0, "data", "number of classes; 0: as many as the data have", low=0)
     image_size: int = _field(0, "data", "scale and crop the images of a folder to this side; 0: as they are", low=0)
+    stream: bool = _field(False, "data", "decode the images of a folder when they are needed, and hold none (ImageNet and shards always)")
     event_size: int = _field(48, "data", "side of event frames in pixels; 0: the sensor's own", low=0)
     split: str = _field("", "data", "how an event set is divided (see docs/events.md); empty: its default")
     frames_by: str = _field("time", "data", "a frame is an equal share of time, of events, or a fixed window", ("time", "count", "window"))
@@ -41,6 +43,8 @@ class Recipe:
     frame_window: int = _field(0, "data", "length of a frame in µs, for frames-by window", low=0)
     frame_resize: str = _field("events", "data", "move events (counts stay whole) or interpolate frames", ("events", "bilinear"))
     normalize: str = _field("data", "data", "statistics that normalise images, training and test alike", ("data", "imagenet", "none"))
+    mean: tuple[float, ...] = _field((), "data", "of each channel, of pixels in 0…1, instead of those that normalize names")
+    std: tuple[float, ...] = _field((), "data", "of each channel, likewise")
     balanced: bool = _field(False, "data", "draw training samples with replacement, every class as often")
     limit: int = _field(0, "data", "train on this many samples only; 0: all", low=0)
 
@@ -92,6 +96,15 @@ class Recipe:
 
     crop: int = _field(0, "augmentation", "random crop with this padding in pixels; 0: none", low=0)
     flip: bool = _field(False, "augmentation", "mirror half of the images")
+    random_crop: bool = _field(True, "augmentation", "images that stream: a random part, scaled; off: the middle, as in tests")
+    area: tuple[float, ...] = _field((0.08, 1.0), "augmentation", "of that part: smallest and largest share of the image")
+    aspect: tuple[float, ...] = _field((0.75, 4 / 3), "augmentation", "of that part: smallest and largest width by height")
+    flip_share: float = _field(0.5, "augmentation", "images that stream: share that flip mirrors", low=0.0, high=1.0)
+    vertical_flip: float = _field(0.0, "augmentation", "images that stream: share turned upside down", low=0.0, high=1.0)
+    color_jitter: float = _field(0.0, "augmentation", "images that stream: change of brightness, contrast, saturation", low=0.0)
+    interpolation: str = _field("random", "augmentation", "images that stream: of that part; random: bilinear or bicubic")
+    test_crop: float = _field(0.875, "augmentation", "images that stream: side of what a test sees by the image's shorter side", low=0.0)
+    test_interpolation: str = _field("bicubic", "augmentation", "images that stream: for tests")
     randaugment: str = _field("", "augmentation", "RandAugment in timm's notation, as rand-m9-mstd0.5-inc1; empty: none")
     erase: float = _field(0.0, "augmentation", "probability of random erasing", low=0.0, high=1.0)
     erase_mode: str = _field("pixel", "augmentation", "what erased pixels become", ("pixel", "const", "rand"))
@@ -143,7 +156,7 @@ class Recipe:
             if isinstance(value, bool):
                 words.append(flag if value else flag.replace("--", "--no-", 1))
             else:
-                words += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+                words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return words
 
 
@@ -152,17 +165,31 @@ _TYPES = typing.get_type_hints(Recipe)
 
 
 def field_type(name: str) -> type:
-    """int, float, bool, str, or tuple (of str)."""
+    """int, float, bool, str, or tuple (of str or float)."""
     kind = _TYPES[name]
     return tuple if isinstance(kind, types.GenericAlias) else kind
+
+
+def _tuple(name: str, value: Any) -> tuple[Any, bool]:
+    """A tuple of the field's type of items, from one, a list, or a text with commas; and whether it is one."""
+    if isinstance(value, str):
+        value = value.split(",") if value else ()
+    if not isinstance(value, list | tuple):
+        return value, False
+    if typing.get_args(_TYPES[name])[0] is str:
+        return tuple(value), all(isinstance(v, str) for v in value)
+    try:
+        numbers = tuple(float(v) for v in value if not isinstance(v, bool))
+    except (TypeError, ValueError):
+        return value, False
+    return numbers, len(numbers) == len(value) and all(map(math.isfinite, numbers))
 
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """value in the field's type, or a `UserError` that names the field."""
     kind = field_type(field.name)
     if kind is tuple:
-        value = tuple(value.split(",") if isinstance(value, str) and value else value)
-        good = all(isinstance(v, str) for v in value)
+        value, good = _tuple(field.name, value)
     elif kind is float:
         good = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(value) if good else value

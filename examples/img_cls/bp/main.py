@@ -26,6 +26,10 @@ Values = dict[str, Any]
 
 IMAGES_ONLY = ("encode", "aa", "reprob", "remode", "mixup", "cutmix", "mixup_prob", "mixup_off_epoch")
 EVENTS_ONLY = ("mix_up", "cut_mix", "event_mix", "rand_aug")
+IMNET_ONLY = (
+    "img_size", "no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "train_interpolation", "interpolation", "crop_pct", "mean", "std",
+    "workers",
+)  # fmt: skip
 EVENT_NUMBERS = ("event_size", "cutmix_beta", "cutmix_prob", "cutmix_num", "gaussian_n", "randaug_n", "randaug_m")
 NOT_IN_TABLE: dict[str, Values] = {
     "mnist": {"crop": 4},
@@ -33,6 +37,8 @@ NOT_IN_TABLE: dict[str, Values] = {
     "ncars": {"event_augment": ("crop-flip-rotate",)},
 }
 """What the older script did to the data sets that are not in its table."""
+IMNET_MODELS = {"resnet18": "resnet18_imagenet", "resnet34": "resnet34_imagenet", "resnet50": "resnet50_imagenet"}
+"""Networks that the older script gave another stem where the data were ImageNet."""
 HEADINGS = {
     "ours": "options that the older script did not have",
     "used": "options",
@@ -131,10 +137,10 @@ def to_recipe(v: Values, given: set[str]) -> Recipe:
     classes = v["num_classes"] if "num_classes" in given else 0
     _check(v, data, model, classes)
     basic = seed.data_options(data.name, classes) if data.events or data.name.startswith("cifar") else {}
-    basic |= NOT_IN_TABLE.get(data.name, {})
+    basic |= NOT_IN_TABLE.get(data.name, {}) | (_imnet(v, given) if data.name == "imnet" else {})
     return seed.compatible(neuron, surrogate.name, v["batch_size"], v["lr"]).but(
         name="-".join(str(v[k]) for k in ("model", "dataset", "node_type", "step", "suffix") if v[k] != ""),
-        data=data.name, model=model, classes=classes, alpha=surrogate.alpha, strict=surrogate.strict,
+        data=data.name, model=IMNET_MODELS.get(model, model) if data.name == "imnet" else model, classes=classes, alpha=surrogate.alpha, strict=surrogate.strict,
         learn_alpha=neuron == "plif" and surrogate.learned,
         **_network(v), **_training(v), **basic | (_events(v, basic) if data.events else _images(v, given)),
     )  # fmt: skip
@@ -148,10 +154,10 @@ def _check(v: Values, data: Data, model: str, classes: int) -> None:
             what, has = ("images", "recordings") if data.events else ("event data", "images")
             raise UserError(f"{option.flag} is for {what}, and {v['dataset']} has {has}")
     low, high = SIDES[model]
-    side = data.side or v["event_size"]
+    side = v["img_size"] if data.name == "imnet" else data.side or v["event_size"]
     if side < low or (high and side > high):
         bounds = f"{low} to {high}" if high else f"at least {low}"
-        change = "set --event-size" if data.events else "choose another --model"
+        change = "set --event-size" if data.events else "choose another --model, or --img-size for imnet"
         raise UserError(f"--model {model} takes a side of {bounds} pixels, and --dataset {v['dataset']} has {side}: {change}")
     objects = data.name == "NCALTECH101" and classes == 100  # the table counts the classes that are objects
     if 0 < classes < data.classes and not objects:
@@ -199,7 +205,7 @@ def _training(v: Values) -> Values:
 def _images(v: Values, given: set[str]) -> Values:
     """Augmentation of images, of which the older script fixed or lost all options."""
     changes = {field: v[dest] for dest, field in (("aa", "randaugment"), ("reprob", "erase"), ("remode", "erase_mode")) if dest in given}
-    if changes.get("randaugment"):
+    if changes.get("randaugment") and v["dataset"] != "imnet":  # which takes any of timm's policies
         from spiketrain.data.image_augment import RandAugment
 
         RandAugment.parse(changes["randaugment"])
@@ -210,6 +216,31 @@ def _images(v: Values, given: set[str]) -> Values:
         changes |= {"mixup": v["mixup"], "cutmix": v["cutmix"], "mix_off_epoch": v["mixup_off_epoch"]}
         changes["mix_prob"] = v["mixup_prob"] if "mixup_prob" in given else 1.0
     return changes
+
+
+def _imnet(v: Values, given: set[str]) -> Values:
+    """What the older script did to ImageNet through timm's loader."""
+    if v["no_aug"] and (clash := sorted(set(IMNET_ONLY[2:8]) & given | {"aa", "reprob"} & given)):
+        raise UserError(f"--no-aug and --{clash[0].replace('_', '-')} exclude each other")
+    common = {
+        "image_size": v["img_size"],
+        "test_crop": v["crop_pct"] or 0.875,
+        "test_interpolation": v["interpolation"] or "bicubic",
+        "mean": tuple(v["mean"] or ()),
+        "std": tuple(v["std"] or ()),
+        "workers": v["workers"] if "workers" in given else 0,
+    }
+    if v["no_aug"]:
+        return common | {"random_crop": False}
+    return common | {
+        "area": tuple(v["scale"]),
+        "aspect": tuple(v["ratio"]),
+        "flip": v["hflip"] > 0,
+        "flip_share": v["hflip"],
+        "vertical_flip": v["vflip"],
+        "color_jitter": v["color_jitter"],
+        "interpolation": v["train_interpolation"],
+    }
 
 
 def _events(v: Values, basic: Values) -> Values:
@@ -234,6 +265,9 @@ def remarks(v: Values) -> list[str]:
     if not DATA[v["dataset"]].events:
         numbers = [o for o in OPTIONS if o.dest in EVENT_NUMBERS and v[o.dest] != o.default]
         lines += [f"{o.flag} changes nothing here: it is for event data, and {v['dataset']} has images" for o in numbers]
+    if v["dataset"] != "imnet":
+        streams = [o for o in OPTIONS if o.dest in IMNET_ONLY and v[o.dest] != o.default]
+        lines += [f"{o.flag} changes nothing here: it is for --dataset imnet" for o in streams]
     if v["dataset"] == "fashion":
         lines.append("the older script also rotated the images of fashion by up to 10°, which is not here")
     return lines
@@ -247,7 +281,7 @@ def dry_run(recipe: Recipe, data: Data) -> None:
     from spiketrain.assemble import network_from
     from spiketrain.objective import Objective
 
-    side = data.side or recipe.event_size
+    side = recipe.image_size or data.side or recipe.event_size
     shape, classes = (data.channels, side, side), recipe.classes or data.classes
     network = network_from(recipe.but(kernel="reference"), data.channels, classes)
     samples = 1 if side >= 32 else 2  # a norm needs two values a channel, and small frames shrink to one pixel
