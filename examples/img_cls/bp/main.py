@@ -27,8 +27,8 @@ Values = dict[str, Any]
 IMAGES_ONLY = ("encode", "aa", "reprob", "remode", "mixup", "cutmix", "mixup_prob", "mixup_off_epoch")
 EVENTS_ONLY = ("mix_up", "cut_mix", "event_mix", "rand_aug")
 IMNET_ONLY = (
-    "img_size", "no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "train_interpolation", "interpolation", "crop_pct", "mean", "std",
-    "workers",
+    "img_size", "no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "train_interpolation", "interpolation", "crop_pct", "mean",
+    "std", "workers",
 )  # fmt: skip
 EVENT_NUMBERS = ("event_size", "cutmix_beta", "cutmix_prob", "cutmix_num", "gaussian_n", "randaug_n", "randaug_m")
 NOT_IN_TABLE: dict[str, Values] = {
@@ -136,11 +136,12 @@ def to_recipe(v: Values, given: set[str]) -> Recipe:
     surrogate = slope(v["act_fun"])
     classes = v["num_classes"] if "num_classes" in given else 0
     _check(v, data, model, classes)
+    model = IMNET_MODELS.get(model, model) if data.name == "imnet" else model
     basic = seed.data_options(data.name, classes) if data.events or data.name.startswith("cifar") else {}
     basic |= NOT_IN_TABLE.get(data.name, {}) | (_imnet(v, given) if data.name == "imnet" else {})
     return seed.compatible(neuron, surrogate.name, v["batch_size"], v["lr"]).but(
         name="-".join(str(v[k]) for k in ("model", "dataset", "node_type", "step", "suffix") if v[k] != ""),
-        data=data.name, model=IMNET_MODELS.get(model, model) if data.name == "imnet" else model, classes=classes, alpha=surrogate.alpha, strict=surrogate.strict,
+        data=data.name, model=model, classes=classes, alpha=surrogate.alpha, strict=surrogate.strict,
         learn_alpha=neuron == "plif" and surrogate.learned,
         **_network(v), **_training(v), **basic | (_events(v, basic) if data.events else _images(v, given)),
     )  # fmt: skip
@@ -273,6 +274,13 @@ def remarks(v: Values) -> list[str]:
     return lines
 
 
+def check_view(recipe: Recipe) -> None:
+    """`UserError` where the options for images that stream do not fit each other."""
+    from spiketrain.assemble import make_view
+
+    make_view(recipe)
+
+
 def dry_run(recipe: Recipe, data: Data) -> None:
     """The recipe's network, forward and backward over one batch of generated data, without reading a data set."""
     import torch
@@ -313,6 +321,7 @@ def run(words: Sequence[str]) -> None:
     for line in remarks(values):
         print(f"main.py: {line}", file=sys.stderr)
     place = device(values["device"])
+    check_view(recipe)
     if values["dry_run"]:
         dry_run(recipe, DATA[values["dataset"]])
         return
