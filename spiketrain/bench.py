@@ -24,6 +24,7 @@ import torch
 from spiketrain import models, recipes
 from spiketrain.assemble import network_from
 from spiketrain.errors import UserError, unknown
+from spiketrain.files import read_json
 from spiketrain.recipes import Recipe
 from spiketrain.recipes.seed import rows
 from spiketrain.record import FILE, Record, machine, write_whole
@@ -160,9 +161,15 @@ def jobs(chosen: Sequence[Recipe], output: Path, results: Iterable[Path], retry:
         if job.record:
             job.state = "done"
         elif error.exists() and not retry:
-            job.state, job.error = "failed", str(json.loads(error.read_text())["error"])
+            job.state, job.error = "failed", _said(error)
         made.append(job)
     return made
+
+
+def _said(file: Path) -> str:
+    """The message in a failed run's file."""
+    found = read_json(file, "failed run's file", 1 << 20)
+    return str(found.get("error", "")) if isinstance(found, dict) else ""
 
 
 def run(todo: list[Job], devices: Sequence[str], places: Sequence[str], minutes: float = math.inf) -> Iterator[list[Job]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from spiketrain import cli_analyze, cli_bench, cli_data
-from spiketrain.errors import UserError, unknown
+from spiketrain.errors import UserError, one_line, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 
 STOPPED = 130
@@ -88,9 +88,18 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … (default: auto)")
 
 
-def recipe_of(words: Sequence[str]) -> Recipe:
-    """The recipe that `spiketrain train` would run with these words; `UserError` where they are wrong."""
+def recipe_of(words: Sequence[str], code: bool = True) -> Recipe:
+    """The recipe that `spiketrain train` would run with these words; `UserError` where they are wrong, or name a file with code unless
+    `code` may be run."""
+    from spiketrain import models
+
+    if {"-h", "--help"} & set(words):
+        raise UserError("--help is not of a recipe")
     options = _parser().parse(["train", *words])
+    if options.recipe is None:
+        raise UserError("a recipe's name comes first (spiketrain list recipes shows all)")
+    if not code and models.FILE in (options.field_model or ""):
+        raise UserError(f"{options.field_model} is a file with code: it is run only where the command line itself names it")
     return get(options.recipe).but(**_changes(options))
 
 
@@ -301,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
     except UserError as error:
-        print(f"spiketrain: {error}", file=sys.stderr)
+        print(f"spiketrain: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return STOPPED

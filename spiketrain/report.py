@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spiketrain.errors import UserError
+from spiketrain.files import read_text
 from spiketrain.record import Record, write_whole
 
 BEGIN, END = "<!-- results: begin (written by `spiketrain report`) -->", "<!-- results: end -->"
@@ -26,12 +27,12 @@ def table(records: Iterable[Record]) -> str:
         key = {k: v for k, v in record.recipe.items() if k != "seed"}
         runs.setdefault(f"{record.data['name']} {record.recipe['name']} {sorted(key.items())}", []).append(record)
     lines = [HEAD, tuple("---" for _ in HEAD), *(_row(runs[key]) for key in sorted(runs))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def write_table(file: Path, records: Iterable[Record]) -> None:
     """Puts the table between the two markers of a Markdown file; `UserError` where they are absent."""
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file, 64 << 20, "Markdown file")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -62,7 +63,10 @@ def _row(runs: list[Record]) -> tuple[str, ...]:
 
 def portable(command: str) -> str:
     """A command without the flags that name places and devices of the machine it ran on."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # of an unclosed quotation mark: not what a run wrote, and shown as it is
+        return command
     places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device", "--into")}
     return shlex.join(word for i, word in enumerate(words) if i not in places and i - 1 not in places)
 

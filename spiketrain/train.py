@@ -236,10 +236,7 @@ def _restore(
     if changed:
         raise UserError(f"{path}: was made by another recipe ({', '.join(f'{k} was {then.get(k)!r}' for k in changed[:4])})")
     checkpoint.restore(network, state, path)
-    optimizer.load_state_dict(state.optimizer)
-    scheduler.load_state_dict(state.scheduler)
-    if ema:
-        ema.module.load_state_dict(state.ema)
+    checkpoint.resume(optimizer, scheduler, ema.module if ema else None, state, path)
     return path.parent, state.epoch, state.curve, state.seconds
 
 

@@ -14,10 +14,11 @@ from spiketrain.data import shards
 from spiketrain.data.cache import cache_root
 from spiketrain.data.images import IMAGE_SUFFIXES
 from spiketrain.data.shards import ENTRY, TarFiles
-from spiketrain.data.stream import MOST_FILE, Files, FolderFiles, fingerprint, read_whole, streamed
+from spiketrain.data.stream import MOST_FILE, Files, FolderFiles, fingerprint, streamed
 from spiketrain.data.types import DataSet
 from spiketrain.data.view import View
 from spiketrain.errors import UserError
+from spiketrain.files import read_bytes
 
 FOLDERS = {"imnet": ("imnet", "imagenet", "ILSVRC2012", "."), "imnet-shards": ("imnet-shards", "imagenet-shards", ".")}
 TEST = ("val", "test", "validation")
@@ -135,7 +136,7 @@ def _classes(folder: Path, most: int) -> list[str]:
         raise UserError(f"{folder}: a label of {most - 1:,} in its shards")
     if not file.exists():
         return [str(i) for i in range(most)]
-    names = read_whole(file, 64 << 20).decode("utf-8", "surrogateescape").splitlines()
+    names = read_bytes(file, 64 << 20, "list of classes").decode("utf-8", "surrogateescape").splitlines()
     if len(names) < most or len(names) > MOST_CLASSES:
         raise UserError(f"{file}: {len(names):,} classes, and the shards have labels up to {most - 1}")
     return names

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spiketrain.data.stream import MOST_FILE, Files
+from spiketrain.data.unpack import Bounded
 from spiketrain.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 ENTRY = np.dtype([("shard", "<i8"), ("offset", "<i8"), ("size", "<i8"), ("label", "<i8")])
 TOGETHER = 16
 """Shards that are read at once: samples are shuffled within them, and the shards among each other."""
-MOST_NAME, MOST_HEADER = 4096, 1 << 20
+MOST_NAME = 4096
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_index(shard: Path, number: int) -> NDArray[np.void]:
     key = ""
     try:
         size = shard.stat().st_size
-        with shard.open("rb") as stream, tarfile.open(fileobj=_Headers(stream), mode="r:") as archive:  # type: ignore[call-overload]
+        with shard.open("rb") as stream, tarfile.open(fileobj=Bounded(stream), mode="r:") as archive:  # type: ignore[call-overload]
             for member in archive:
                 archive.members.clear()  # it keeps every header that it has seen
                 stem, ending = _split(member, shard, size)
@@ -115,27 +115,6 @@ def read_index(shard: Path, number: int) -> NDArray[np.void]:
     if not entries:
         raise UserError(f"{shard}: no image with a label in it: KEY.jpg and KEY.cls are expected")
     return np.array(entries, ENTRY)
-
-
-@dataclass(frozen=True)
-class _Headers:
-    """A file from which tarfile reads headers: an extended one can claim any size, also a negative one, which would be read at once."""
-
-    stream: BinaryIO
-
-    def read(self, size: int) -> bytes:
-        """So many bytes, if that is what a header may have."""
-        if not 0 <= size <= MOST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self.stream.read(size)
-
-    def seek(self, place: int) -> int:
-        """Goes there."""
-        return self.stream.seek(place)
-
-    def tell(self) -> int:
-        """Where it is."""
-        return self.stream.tell()
 
 
 def _split(member: tarfile.TarInfo, shard: Path, size: int) -> tuple[str, str]:

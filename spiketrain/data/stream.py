@@ -21,6 +21,7 @@ from spiketrain.data.jpeg import decode
 from spiketrain.data.types import DataSet, Key, Split
 from spiketrain.data.view import View
 from spiketrain.errors import UserError
+from spiketrain.files import read_bytes
 
 MOST_FILE = 256 << 20
 """Bytes of an encoded image, at most."""
@@ -55,23 +56,11 @@ class FolderFiles:
 
     def read(self, index: int) -> bytes:
         """Content of a file."""
-        return read_whole(self.title(index), MOST_FILE)
+        return read_bytes(self.title(index), MOST_FILE, "image")
 
     def arrange(self, order: Tensor, generator: torch.Generator, batch: int, world: int) -> Tensor:
         """As it is: a file is as near as another."""
         return order
-
-
-def read_whole(file: str | Path, most: int) -> bytes:
-    """A file of at most so many bytes; `UserError` where there are more or it cannot be read."""
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    if len(data) > most:
-        raise UserError(f"{file}: more than {most >> 20} MiB: replace or remove it")
-    return data
 
 
 @dataclass
@@ -169,4 +158,4 @@ def fingerprint(labels: NDArray[np.int64], sizes: NDArray[np.int64], classes: Se
     return digest.hexdigest()
 
 
-__all__ = ["Files", "FolderFiles", "Stream", "fingerprint", "read_whole", "streamed", "workers_of"]
+__all__ = ["Files", "FolderFiles", "Stream", "fingerprint", "streamed", "workers_of"]

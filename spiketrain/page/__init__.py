@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spiketrain.errors import UserError
+from spiketrain.files import read_json
 from spiketrain.record import Record, write_whole
 from spiketrain.report import portable
 
@@ -58,8 +59,8 @@ def _analysis(record: Record) -> dict[str, Any] | None:
     file = Path(record.path)
     for place in (file.with_name(ANALYSIS), file.parent / "analysis" / file.name):
         if place.is_file():
+            found = read_json(place, "analysis")
             try:
-                found = json.loads(place.read_text(encoding="utf-8"))
                 if found["weights"] != record.weights:
                     continue
                 return {k: found[k] for k in ("layers", "operations", "caveat", "accuracy_by_steps", "robustness", "steps")}

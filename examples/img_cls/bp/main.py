@@ -8,17 +8,18 @@ options.py has every option of the older script and what becomes of it, names.py
 import argparse
 import contextlib
 import difflib
+import reprlib
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from names import DATA, NODES, SIDES, Data, choose, slope
 from options import EVERY, IDLE, OPTIONS, REFUSED, Option
 
-from spiketrain.errors import UserError, unknown
+from spiketrain.errors import UserError, one_line, unknown
+from spiketrain.files import read_text
 from spiketrain.recipes import Recipe, seed
 
 Values = dict[str, Any]
@@ -104,8 +105,8 @@ def parse(arguments: Sequence[str]) -> tuple[Values, set[str]]:
 def _config(file: str) -> Values:
     """Values from a YAML file."""
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(read_text(file, 1 << 20, "YAML file")) or {}
+    except (ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:  # YAML's dates and numbers are checked by nobody else
         raise UserError(f"--config {file}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: names and values are expected, one a line")
@@ -125,7 +126,7 @@ def _typed(option: Option, value: Any, file: str) -> Any:
     if option.type is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return float(value)
-    raise UserError(f"--config {file}: {option.dest} must be {option.type.__name__}, not {value!r}")
+    raise UserError(f"--config {file}: {option.dest} must be {option.type.__name__}, not {reprlib.repr(value)}")
 
 
 def to_recipe(v: Values, given: set[str]) -> Recipe:
@@ -341,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(sys.argv[1:] if arguments is None else arguments)
         return 0
     except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(f"main.py: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return STOPPED
