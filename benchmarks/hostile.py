@@ -10,6 +10,7 @@ a file outside of the folder, and none may be there at the end. Command lines ar
 
 import argparse
 import collections
+import json
 import random
 import resource
 import signal
@@ -68,6 +69,14 @@ def commands(failures: list[str]) -> dict[str, Any]:
     return {"refused": count - len(wrong), "read": 0, "else": len(wrong), "seconds": round(time.monotonic() - begun, 1)}
 
 
+def kept(options: argparse.Namespace) -> dict[str, Any]:
+    """Rows of an earlier run with as many cases and the same seed: a long run may be made in parts."""
+    if not options.json.exists():
+        return {}
+    found = json.loads(options.json.read_text())
+    return found["rows"] if (found["cases"], found["seed"]) == (options.cases, options.seed) else {}
+
+
 def chosen(text: str) -> Sequence[str]:
     names = [*KINDS, "commands"]
     return [n for n in names if n in text.split(",")] if text else names
@@ -94,7 +103,9 @@ def main() -> int:
     total = sum(row["refused"] + row["read"] + row["else"] for row in rows.values())
     print(f"{total - bad:,} of {total:,} cases refused in one line or read; {bad} else")
     if options.json:
-        store(options.json, cases=options.cases, seed=options.seed, address_space_gib=MOST_BYTES >> 30, rows=rows, failures=failures)
+        rows = kept(options) | rows
+        gib, rows = MOST_BYTES >> 30, dict(sorted(rows.items()))
+        store(options.json, cases=options.cases, seed=options.seed, address_space_gib=gib, rows=rows, failures=failures)
     return 1 if bad else 0
 
 

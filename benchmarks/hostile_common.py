@@ -21,7 +21,8 @@ Kind = Callable[[Path], Case]
 MOST_SECONDS = 10
 DEEP = "[" * 100_000
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, -(2**40), 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "x" * 5000, "\x1b[2J\n",
+    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, -(2**40), 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "x" * 5000,
+    "\x1b[2J\n",
     "../../etc/passwd", "/etc/passwd", "évil.py:build", "\ud800", [], {}, [[]], {"": None}, [1] * 50, ["a", 1, None], {"a": {"b": [1, 2]}},
 )  # fmt: skip
 

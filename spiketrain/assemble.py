@@ -1,5 +1,6 @@
 """What a recipe means on this machine: device, precision, data, network, optimiser."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,21 @@ def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
     )  # fmt: skip
 
 
+def check_size(recipe: Recipe, channels: int, classes: int) -> None:
+    """`UserError` where a network so wide has more weights than this machine has memory for: a record may ask for any width."""
+    if recipe.width <= 4 or models.FILE in recipe.model:
+        return
+    with torch.random.fork_rng(devices=[]):
+        count = models.count_parameters(network_from(recipe.but(width=1.0), channels, classes)) * recipe.width**2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 8 * count > memory:
+        said = f"about {count:.1e} weights do not fit in this machine's {memory >> 30} GiB"
+        raise UserError(f"width {recipe.width:g}: {said}: choose a smaller one")
+
+
 def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Network:
     """The recipe's network for this data set, on the device, freshly initialised from the global generators."""
+    check_size(recipe, data.sample_shape[0], network_classes(recipe, data))
     network = network_from(recipe, data.sample_shape[0], network_classes(recipe, data)).to(device)
     return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload]
 

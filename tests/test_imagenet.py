@@ -93,6 +93,25 @@ def test_what_is_seen_follows_from_seed_epoch_and_index_alone(tree, changes):
     assert not same(first, second) and not same(first, epoch(loader(tree, seed=1, **changes), 0))
 
 
+@pytest.mark.parametrize("data", ["imnet", "imnet-shards"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_a_batch_and_the_test_part(tree, sharded, data, world):
+    root = tree if data == "imnet" else sharded.parent
+    one = loader(root, data=data, drop_last=False, batch_size=9)
+    ranks = [loader(root, data=data, drop_last=False, batch_size=9) for _ in range(world)]
+    for rank, found in enumerate(ranks):
+        found.rank, found.world = rank, world
+    parts = [epoch(found, 1) for found in ranks]
+    assert {len(part) for part in parts} == {3}
+    labels = torch.cat([y for part in parts for _, y in part])
+    assert labels.bincount().tolist() == [8, 8, 8]
+    if data == "imnet":  # the batches of one process, its rows shared out in order
+        joined = [tuple(map(torch.cat, zip(*batch, strict=True))) for batch in zip(*parts, strict=True)]
+        assert same(joined, epoch(one, 1))
+    tested = [y for found in ranks for _, y in found.test()]
+    assert torch.cat(tested).bincount().tolist() == [3, 3, 3]
+
+
 def test_an_epoch_that_was_left_does_not_spill_into_the_next(tree):
     found = loader(tree, workers=1)
     next(iter(found.train(0)))

@@ -4,7 +4,7 @@ Everything random in epoch e, batch i follows from (seed, e, i) alone, so a run 
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spiketrain.data.types import DataSet, Split
+from spiketrain.data.types import DataSet, Split, Streamed
 
 MOST_ON_DEVICE = 8 << 30
 """Bytes up to which a split is kept on the accelerator."""
@@ -43,7 +43,8 @@ class Loader:
     """The batches of a data set.
 
     `limit` > 0 keeps so many training samples, of an order drawn once. `balanced` draws an epoch's samples with replacement,
-    every class with the same probability.
+    every class with the same probability. `rank` of `world` processes that train one network: where samples stream each yields its own
+    rows of each batch, and its own batches of the test part.
     """
 
     data: DataSet
@@ -78,40 +79,55 @@ class Loader:
     def train(self, epoch: int, mix: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch, shuffled and augmented. The generators are seeded before each batch."""
         order = self._order(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
-        chosen = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.batches)]
-        for i, batch in enumerate(self._fetch(self.data.train, self._train, chosen, epoch)):
+        if self.data.train.stream:
+            yield from self._train_stream(self.data.train.stream, order, epoch, mix)
+            return
+        for i in range(self.batches):
             seed_everything(self.seed, epoch, i)
-            yield self.prepare.train(*batch, mix=mix)
+            chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
+            yield self.prepare.train(*self._pick(self._train, chosen), mix=mix)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part in its order, every sample once, nothing random."""
-        chosen = torch.arange(len(self.data.test)).split(self.eval_batch_size)
-        for inputs, labels in self._fetch(self.data.test, self._test, chosen, -1):
+        if self.data.test.stream:
+            yield from self._test_stream(self.data.test.stream)
+            return
+        for chosen in torch.arange(len(self.data.test)).split(self.eval_batch_size):
+            inputs, labels = self._pick(self._test, chosen)
             yield self.prepare.plain(inputs), labels
+
+    def _train_stream(
+        self, stream: Streamed, order: Tensor, epoch: int, mix: bool, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same of samples that are decoded ahead: a process decodes its own rows of each batch, and mixes among them."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = stream.arrange(order, generator, self.batch_size, self.world)
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.batches)]
+        mine = [batch[self._rows(len(batch))] for batch in batches]
+        images = stream.batches([(self.seed, epoch, rows.numpy()) for rows in mine], self.device.type != "cpu")
+        for i, (inputs, rows) in enumerate(zip(images, mine, strict=True), start):
+            seed_everything(self.seed, epoch, i, *([self.rank] if self.rank else []))
+            labels = self.data.train.labels[rows].to(self.device)
+            yield self.prepare.train(inputs.to(self.device, non_blocking=True), labels, mix=mix)
+
+    def _test_stream(self, stream: Streamed) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.data.test)
+        mine = torch.arange(n).split(min(self.eval_batch_size, -(-n // self.world)))[self.rank :: self.world]
+        images = stream.batches([(self.seed, -1, rows.numpy()) for rows in mine], self.device.type != "cpu")
+        for inputs, rows in zip(images, mine, strict=True):
+            yield self.prepare.plain(inputs.to(self.device, non_blocking=True)), self.data.test.labels[rows].to(self.device)
+
+    def _rows(self, total: int) -> slice:
+        """This process's rows of a batch of so many samples."""
+        return slice(self.rank * total // self.world, (self.rank + 1) * total // self.world)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         n = len(self._samples)
         if not self.balanced:
-            order = self._samples[torch.randperm(n, generator=generator)]
-        else:
-            labels = self.data.train.labels[self._samples]
-            share = 1 / torch.bincount(labels).clamp(min=1)[labels]
-            order = self._samples[torch.multinomial(share, n, replacement=True, generator=generator)]
-        stream = self.data.train.stream
-        return stream.arrange(order, generator, self.batch_size, self.world) if stream else order
-
-    def _fetch(
-        self, split: Split, part: tuple[Tensor, Tensor], chosen: Sequence[Tensor], epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples of each batch: picked from what is held, or from the stream, which decodes them ahead."""
-        if split.stream is None:
-            for batch in chosen:
-                yield self._pick(part, batch)
-            return
-        keys = [(self.seed, epoch, batch.numpy()) for batch in chosen]
-        images = split.stream.batches(keys, self.device.type != "cpu")
-        for inputs, batch in zip(images, chosen, strict=True):
-            yield inputs.to(self.device, non_blocking=True), split.labels[batch].to(self.device)
+            return self._samples[torch.randperm(n, generator=generator)]
+        labels = self.data.train.labels[self._samples]
+        share = 1 / torch.bincount(labels).clamp(min=1)[labels]
+        return self._samples[torch.multinomial(share, n, replacement=True, generator=generator)]
 
     def _pick(self, part: tuple[Tensor, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
         inputs, labels = part

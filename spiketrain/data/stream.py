@@ -77,12 +77,14 @@ class _Decoder(Dataset[Any]):
         if torch.utils.data.get_worker_info():
             batch.share_memory_()  # written where the main process reads it
         seen = batch.permute(0, 3, 1, 2)
+        title = ""
         try:
             for place, index in enumerate(indices.tolist()):
-                image = decode(self.files.read(index), self.files.title(index))
+                title = self.files.title(index)
+                image = decode(self.files.read(index), title)
                 seen[place] = self.view.plain(image) if epoch < 0 else self.view.train(image, (seed, epoch, index))
         except UserError as error:
-            return str(error)
+            return str(error) if title in str(error) else f"{title}: {error}"
         return seen
 
 

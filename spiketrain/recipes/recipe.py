@@ -11,6 +11,9 @@ from typing import Any
 
 from spiketrain.errors import UserError, unknown
 
+MOST = 1 << 53
+"""No field counts further."""
+
 
 def _field(
     default: Any, group: str, text: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
@@ -198,6 +201,8 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
         good = type(value) is kind
     if not good or (kind is float and not math.isfinite(value)):
         raise UserError(f"{field.name} must be {kind.__name__}, not {reprlib.repr(value)}")
+    if kind is int and abs(value) > MOST:
+        raise UserError(f"{field.name} must be at most {MOST} from zero, not a number of {len(str(abs(value)))} digits")
     meta = field.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise unknown(field.name, value, meta["choices"])

@@ -96,6 +96,9 @@ def parse(arguments: Sequence[str]) -> tuple[Values, set[str]]:
     file = given.pop("config")
     given = (_config(file) if file else {}) | given
     values = {o.dest: o.default for o in EVERY} | given
+    for option in EVERY:
+        if option.type in (int, float) and abs(values[option.dest] or 0) > 1 << 53:
+            raise UserError(f"{option.flag}: no number of {option.type.__name__} is so large here")
     for option in REFUSED:
         if values[option.dest] != option.default:
             raise UserError(f"{option.flag} is refused: {option.text}")
@@ -287,7 +290,7 @@ def dry_run(recipe: Recipe, data: Data) -> None:
     import torch
 
     from spiketrain import models
-    from spiketrain.assemble import network_from
+    from spiketrain.assemble import make_optimizer, network_from
     from spiketrain.objective import Objective
 
     side = recipe.image_size or data.side or recipe.event_size
@@ -296,6 +299,7 @@ def dry_run(recipe: Recipe, data: Data) -> None:
     samples = 1 if side >= 32 else 2  # a norm needs two values a channel, and small frames shrink to one pixel
     torch.manual_seed(recipe.seed)
     batch = torch.rand(recipe.steps, samples, *shape) if data.events else torch.rand(samples, *shape)
+    make_optimizer(recipe, network, 1)
     logits = network(batch)
     loss = Objective(recipe.loss, recipe.smoothing)(logits, torch.zeros(samples, dtype=torch.long))
     loss.backward()
@@ -342,6 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(sys.argv[1:] if arguments is None else arguments)
         return 0
     except UserError as error:
+        print(f"main.py: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a file that cannot be had, where nothing more is known than what the system says
         print(f"main.py: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
