@@ -30,7 +30,7 @@ def analyze(trained: Trained, samples: int = 1000, seed: int = 0) -> dict[str, A
     what enters the last layer, mean over time.
     """
     chosen = _chosen(trained, samples)
-    inputs, labels = trained.data.test.inputs[chosen], trained.data.test.labels[chosen]
+    inputs, labels = trained.data.test.take(chosen), trained.data.test.labels[chosen]
     layers, counted, features = _listen(trained, inputs)
     updates = sum(layer["neurons"] * len(layer["rate_by_step"]) for layer in layers)
     by_steps, table = _accuracies(trained, inputs, labels)

@@ -1,5 +1,6 @@
 """What a recipe means on this machine: device, precision, data, network, optimiser."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spiketrain.data.event_prepare import EventPrepare
 from spiketrain.data.image_augment import ImageAugment
 from spiketrain.data.loader import Loader, Prepare
 from spiketrain.data.types import DataSet
+from spiketrain.data.view import View
 from spiketrain.errors import UserError, unknown
 from spiketrain.models import Network
 from spiketrain.recipes import Recipe
@@ -53,6 +55,9 @@ def load_data(recipe: Recipe, root: str | Path | None, download: bool = False) -
         root,
         download=download,
         image_size=recipe.image_size,
+        view=make_view(recipe),
+        stream=recipe.stream,
+        workers=recipe.workers,
         steps=recipe.steps,
         event_size=recipe.event_size,
         split=recipe.split,
@@ -65,6 +70,21 @@ def load_data(recipe: Recipe, root: str | Path | None, download: bool = False) -
     if recipe.classes and worst >= recipe.classes:
         raise UserError(f"data set {data.name} has a label {worst}, but classes is {recipe.classes}: set it to {len(data.classes)} or 0")
     return data
+
+
+def make_view(recipe: Recipe) -> View:
+    """How images that stream are seen; `UserError` where the recipe's fields do not fit each other."""
+    return View(
+        recipe.image_size or 224, _pair(recipe, "area"), _pair(recipe, "aspect"), recipe.interpolation, recipe.flip * recipe.flip_share,
+        recipe.vertical_flip, recipe.color_jitter, recipe.randaugment, recipe.random_crop, recipe.test_crop, recipe.test_interpolation,
+    )  # fmt: skip
+
+
+def _pair(recipe: Recipe, name: str) -> tuple[float, float]:
+    values = getattr(recipe, name)
+    if len(values) != 2:
+        raise UserError(f"{name} must be two numbers, the smallest and the largest, not {len(values)}")
+    return values[0], values[1]
 
 
 def network_classes(recipe: Recipe, data: DataSet) -> int:
@@ -85,11 +105,18 @@ def make_prepare(recipe: Recipe, data: DataSet) -> Prepare:
     mean, std = data.mean, data.std
     if recipe.normalize == "imagenet" and channels == len(IMAGENET[0]):
         mean, std = IMAGENET
+    for name in ("mean", "std"):
+        if getattr(recipe, name) and len(getattr(recipe, name)) != channels:
+            raise UserError(f"{name} has {len(getattr(recipe, name))} values, and the images of {data.name} {channels} channels")
+    mean, std = recipe.mean or mean, recipe.std or std
     if recipe.normalize == "none" or recipe.encoder != "direct":  # encoders take intensities in 0…1
         mean, std = (0.0,) * channels, (1.0,) * channels
+    crop, flip, policy = recipe.crop, recipe.flip, recipe.randaugment
+    if data.train.stream:  # its view has cropped, mirrored and recoloured it
+        crop, flip, policy = 0, False, ""
     return ImageAugment(
-        mean, std, network_classes(recipe, data), recipe.crop, recipe.flip, recipe.randaugment, recipe.erase, recipe.erase_mode,
-        recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.smoothing,
+        mean, std, network_classes(recipe, data), crop, flip, policy, recipe.erase, recipe.erase_mode, recipe.mixup, recipe.cutmix,
+        recipe.mix_prob, recipe.smoothing,
     )  # fmt: skip
 
 
@@ -101,8 +128,21 @@ def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
     )  # fmt: skip
 
 
+def check_size(recipe: Recipe, channels: int, classes: int) -> None:
+    """`UserError` where a network so wide has more weights than this machine has memory for: a record may ask for any width."""
+    if recipe.width <= 4 or models.FILE in recipe.model:
+        return
+    with torch.random.fork_rng(devices=[]):
+        count = models.count_parameters(network_from(recipe.but(width=1.0), channels, classes)) * recipe.width**2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 8 * count > memory:
+        said = f"about {count:.1e} weights do not fit in this machine's {memory >> 30} GiB"
+        raise UserError(f"width {recipe.width:g}: {said}: choose a smaller one")
+
+
 def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Network:
     """The recipe's network for this data set, on the device, freshly initialised from the global generators."""
+    check_size(recipe, data.sample_shape[0], network_classes(recipe, data))
     network = network_from(recipe, data.sample_shape[0], network_classes(recipe, data)).to(device)
     return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload]
 

@@ -25,6 +25,7 @@ import torch
 from spiketrain import models, recipes
 from spiketrain.assemble import network_from
 from spiketrain.errors import UserError, unknown
+from spiketrain.files import read_json
 from spiketrain.recipes import Recipe
 from spiketrain.recipes.seed import rows
 from spiketrain.record import FILE, Record, machine, write_whole
@@ -178,11 +179,18 @@ def jobs(chosen: Sequence[Recipe], output: Path, results: Iterable[Path], retry:
         if record and (not analyze or analysis_of(record)):
             job.record, job.state = record, "done"
         elif error.exists() and not retry:
-            content = json.loads(error.read_text())
-            if not _killed(int(content["status"])):
-                job.state, job.error = "failed", str(content["error"])
+            error_text, status = _said(error)
+            if not _killed(status):
+                job.state, job.error = "failed", error_text
         made.append(job)
     return made
+
+
+def _said(file: Path) -> tuple[str, int]:
+    """The message and the exit status in a failed run's file."""
+    found = read_json(file, "failed run's file", 1 << 20)
+    error, status = (found.get("error"), found.get("status")) if isinstance(found, dict) else ("", 0)
+    return str(error), status if isinstance(status, int) else 0
 
 
 def run(todo: list[Job], devices: Sequence[str], places: Sequence[str], minutes: float = math.inf) -> Iterator[list[Job]]:

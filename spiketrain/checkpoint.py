@@ -16,6 +16,7 @@ import shutil
 import time
 import uuid
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spiketrain.errors import UserError
+from spiketrain.errors import UserError, one_line
 
 WEIGHTS = "weights.safetensors"
 NAME = r"checkpoint-\d{5,}(-\d{8,})?"
@@ -149,8 +150,10 @@ def load(path: Path) -> Checkpoint:
     try:
         with warnings.catch_warnings():  # of pickle protocols, when what is damaged looks like one
             warnings.simplefilter("ignore")
+            _check_claims(state_file)
             state = torch.load(state_file, map_location="cpu", weights_only=True)
         state["recipe"] = json.loads(state["recipe"])
+        _check_types(state)
         return Checkpoint(weights=_read_weights(path / WEIGHTS), **state)
     except UserError:
         raise
@@ -159,9 +162,58 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"{state_file}: damaged ({why}): remove {path.name} to resume from an older one") from error
 
 
+def _check_claims(file: Path) -> None:
+    """`ValueError` where a state claims more memory than its file has bytes: torch would take it before it looks.
+
+    The archive's members are never compressed; tensors are first made on the meta device, which takes no memory.
+    """
+    size = file.stat().st_size
+    with zipfile.ZipFile(file) as members:
+        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size > size for m in members.infolist()):
+            raise ValueError("its archive claims more than the file has")
+    seen: set[int] = set()
+    claimed, todo = 0, [torch.load(file, map_location="meta", weights_only=True)]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            claimed += value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            todo += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            todo += value
+    if claimed > size:
+        raise ValueError("its tensors claim more than the file has")
+
+
+def _check_types(state: dict[str, Any]) -> None:
+    """`ValueError` where a state's fields are not what a checkpoint has."""
+    kinds = {"epoch": int, "recipe": dict, "optimizer": dict, "scheduler": dict, "ema": dict, "curve": list, "seconds": dict}
+    for name, kind in kinds.items():
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    numbers = [*state["seconds"].values(), *(v for entry in state["curve"] for v in entry.values())]
+    good = 0 <= state["epoch"] <= 10**6 and {"train", "eval"} <= set(state["seconds"])
+    if not good or not all(isinstance(n, int | float) for n in numbers):
+        raise ValueError("epoch, curve and seconds are not those of a run")
+
+
 def restore(network: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """The checkpoint's weights into a network; `UserError` where they are those of another."""
     _into(network, checkpoint.weights, path / WEIGHTS)
+
+
+def resume(optimizer: torch.optim.Optimizer, scheduler: Any, average: nn.Module | None, state: Checkpoint, path: Path) -> None:
+    """The checkpoint's state into optimiser, schedule and average of weights; `UserError` where it is that of others."""
+    try:
+        optimizer.load_state_dict(state.optimizer)
+        scheduler.load_state_dict(state.scheduler)
+        if average:
+            average.load_state_dict(state.ema)
+    except Exception as error:  # what torch and timm raise at the state of another is not listed
+        raise UserError(f"{path}: its optimiser's state does not fit ({one_line(error)[:120]}): remove it to use an older one") from error
 
 
 def _into(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from spiketrain import cli_analyze, cli_bench, cli_data, processes
 from spiketrain.allocator import keep_memory
-from spiketrain.errors import UserError, unknown
+from spiketrain.errors import UserError, one_line, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 from spiketrain.signals import Stopped
 
@@ -88,9 +88,18 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 … (default: auto)")
 
 
-def recipe_of(words: Sequence[str]) -> Recipe:
-    """The recipe that `spiketrain train` would run with these words; `UserError` where they are wrong."""
+def recipe_of(words: Sequence[str], code: bool = True) -> Recipe:
+    """The recipe that `spiketrain train` would run with these words; `UserError` where they are wrong, or name a file with code unless
+    `code` may be run."""
+    from spiketrain import models
+
+    if {"-h", "--help"} & set(words):
+        raise UserError("--help is not of a recipe")
     options = _parser().parse(["train", *words])
+    if options.recipe is None:
+        raise UserError("a recipe's name comes first (spiketrain list recipes shows all)")
+    if not code and models.FILE in (options.field_model or ""):
+        raise UserError(f"{options.field_model} is a file with code: it is run only where the command line itself names it")
     return get(options.recipe).but(**_changes(options))
 
 
@@ -229,9 +238,11 @@ def _surrogates() -> list[tuple[str, str]]:
 
 def _data() -> list[tuple[str, str]]:
     from spiketrain.data.event_sets import SETS
+    from spiketrain.data.imagenet import STREAMED
     from spiketrain.data.images import IMAGE_SETS
 
-    return [(n, e.title) for n, e in IMAGE_SETS.items()] + [(n, f"{e.title} (events)") for n, e in SETS.items()]
+    streams = [(name, entry.title) for name, entry in STREAMED.items()]
+    return [(n, e.title) for n, e in IMAGE_SETS.items()] + streams + [(n, f"{e.title} (events)") for n, e in SETS.items()]
 
 
 LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
@@ -314,8 +325,6 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     keep_memory()
     try:
         return run()
-    except UserError as error:
-        return _said(program, str(error), 2)
     except Stopped as stopped:
         return _said(program, str(stopped), stopped.status)
     except KeyboardInterrupt:
@@ -326,6 +335,8 @@ def guarded(program: str, run: Callable[[], int]) -> int:
     except BrokenPipeError:  # whoever read the output, a pager or head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (UserError, OSError) as error:  # OSError: a file that cannot be had, where nothing is known but what the system says
+        return _said(program, one_line(error), 2)
     finally:
         signal.signal(signal.SIGTERM, previous)
 

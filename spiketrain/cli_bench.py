@@ -14,6 +14,7 @@ from rich.table import Table
 from spiketrain import bench, recipes
 from spiketrain.bench import Job
 from spiketrain.errors import UserError
+from spiketrain.files import read_text
 from spiketrain.recipes import Recipe
 from spiketrain.record import Record
 
@@ -87,14 +88,17 @@ def chosen(options: argparse.Namespace) -> list[Recipe]:
 
 
 def read_rows(file: Path) -> list[Recipe]:
-    """A file of rows: on each line what follows `spiketrain train`, `#` begins a comment; `UserError` names file and line."""
+    """A file of rows: on each line what follows `spiketrain train`, `#` begins a comment; `UserError` names file and line.
+
+    A row may not name a model's file: its code is run only where it is named on the command line itself.
+    """
     from spiketrain.cli import recipe_of
 
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(file, 16 << 20, "file of rows").splitlines(), 1):
         if words := line.partition("#")[0].split():
             try:
-                found.append(recipe_of(words))
+                found.append(recipe_of(words, code=False))
             except UserError as error:
                 raise UserError(f"{file}: line {number}: {error}") from None
     if not found:

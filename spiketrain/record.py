@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from spiketrain import record_check
 from spiketrain.errors import UserError
+from spiketrain.files import read_json
 
 FILE = "record.json"
 PACKAGES = ("spiketrain", "torch", "torchvision", "timm", "numpy")
@@ -64,19 +66,15 @@ class Record:
     def load(path: str | Path) -> "Record":
         """The record in a file or a run's folder; `UserError` where it is absent or not one."""
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{file}: no record there (a finished run's folder, or its record.json, is expected)") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not a record: {error}") from None
+        if not file.exists():
+            raise UserError(f"{file}: no record there (a finished run's folder, or its record.json, is expected)")
+        values = read_json(file, "record")
         fields = {f.name: f for f in dataclasses.fields(Record) if f.name != "path"}
         if not isinstance(values, dict) or set(values) != set(fields):
             wrong = sorted(set(fields) ^ set(values)) if isinstance(values, dict) else []
             raise UserError(f"{file}: not a record of this version (differs in: {', '.join(wrong)[:200]})")
-        for name, kind in typing.get_type_hints(Record).items():
-            if name != "path" and not _is(values[name], kind):
-                raise UserError(f"{file}: not a record: {name} is not a {kind}")
+        if problem := record_check.wrong(values):
+            raise UserError(f"{file}: not a record: {problem}")
         return Record(**values, path=str(file))
 
     @property

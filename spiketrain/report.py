@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from spiketrain.errors import UserError
+from spiketrain.files import read_json
 from spiketrain.record import FILE, Record, write_whole
 
 ANALYSIS, ANALYSES = "analysis.json", "analysis"
@@ -30,18 +30,20 @@ def analysis_of(record: Record) -> dict[str, Any] | None:
     file = Path(record.path)
     for place in (file.with_name(ANALYSIS), file.parent / ANALYSES / file.name):
         if place.is_file():
-            try:
-                found = json.loads(place.read_text(encoding="utf-8"))
-                if found["weights"] == record.weights:
-                    return dict(found)
-            except (OSError, ValueError, KeyError, TypeError):
-                raise UserError(f"{place}: not an analysis: write it again with spiketrain analyze") from None
+            found = read_json(place, "analysis")
+            if not isinstance(found, dict) or "weights" not in found:
+                raise UserError(f"{place}: not an analysis: write it again with spiketrain analyze")
+            if found["weights"] == record.weights:
+                return found
     return None
 
 
 def portable(command: str) -> str:
     """A command without the flags that name places and devices of the machine it ran on, or say how much is printed."""
-    words = [word for word in shlex.split(command) if word not in ("--quiet", "--analyze", "--download")]
+    try:
+        words = [word for word in shlex.split(command) if word not in ("--quiet", "--analyze", "--download")]
+    except ValueError:  # of an unclosed quotation mark: not what a run wrote, and shown as it is
+        return command
     places = {i for i, word in enumerate(words) if word in ("--data-root", "--output", "--device", "--into", "--tensorboard")}
     return shlex.join(word for i, word in enumerate(words) if i not in places and i - 1 not in places)
 

@@ -73,10 +73,7 @@ class State:
         if changed:
             raise UserError(f"{path}: was made by another recipe ({', '.join(f'{k} was {then.get(k)!r}' for k in changed[:4])})")
         checkpoint.restore(self.network, found, path)
-        self.optimizer.load_state_dict(found.optimizer)
-        self.scheduler.load_state_dict(found.scheduler)
-        if self.ema:
-            self.ema.module.load_state_dict(found.ema)
+        checkpoint.resume(self.optimizer, self.scheduler, self.ema.module if self.ema else None, found, path)
         self.epoch, self.batch, self.curve, self.seconds = found.epoch, found.batch, found.curve, found.seconds
         if self.batch:
             self.spent, self.skipped = found.partial["spent"], found.partial["skipped"]

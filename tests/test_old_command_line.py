@@ -80,6 +80,7 @@ def test_a_command_differs_from_its_row_only_in_what_became_of_the_older_script(
 
 IMAGES = "--model cifar_convnet --dataset cifar10 "
 EVENTS = "--model dvs_convnet --dataset dvsc10 "
+IMNET = "--model resnet18 --dataset imnet "
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,11 @@ EVENTS = "--model dvs_convnet --dataset dvsc10 "
         ("--model dvs_convnet --dataset NCARS", {"data": "ncars", "event_augment": ("crop-flip-rotate",)}),
         ("--model dvs_convnet --dataset NCALTECH101 --num-classes 100", {"split": "portion-0.9-objects", "balanced": True}),
         ("--model dvs_convnet --dataset NCALTECH101", {"split": "portion-0.9", "balanced": True, "classes": 0}),
+        (IMNET, {"data": "imnet", "model": "resnet18_imagenet", "image_size": 224, "area": (0.08, 1.0), "flip": True, "flip_share": 0.5}),
+        (IMNET, {"color_jitter": 0.4, "randaugment": "", "erase": 0.0, "interpolation": "random", "test_crop": 0.875, "workers": 0}),
+        (IMNET + "--scale 0.5 1 --hflip 0", {"area": (0.5, 1.0), "flip": False}),
+        (IMNET + "--no-aug", {"random_crop": False, "flip": False, "color_jitter": 0.0, "erase": 0.0}),
+        (IMNET + "--aa augmix-m3 --reprob 0.2", {"randaugment": "augmix-m3", "erase": 0.2}),
     ],
 )
 def test_options_change_the_recipe(flags, expected):
@@ -126,7 +132,8 @@ OTHER = {
     "model_ema_decay": "0.99 --model-ema", "loss_fn": "mix", "smoothing": "0", "encode": "ttfs", "threshold": "1", "tau": "3",
     "aa": "rand-m5", "reprob": "0.1", "remode": "const", "mixup": "0.5", "cutmix": "0.5", "mixup_prob": "0.5 --mixup 1",
     "mixup_off_epoch": "5 --mixup 1", "cutmix_beta": "1", "cutmix_prob": "1", "cutmix_num": "2", "gaussian_n": "5", "randaug_n": "2",
-    "randaug_m": "10",
+    "randaug_m": "10", "img_size": "96", "scale": "0.2 0.9", "ratio": "1 1", "hflip": "0.1", "vflip": "0.1", "color_jitter": "0",
+    "train_interpolation": "bilinear", "interpolation": "lanczos", "crop_pct": "1", "mean": "0 0 0", "std": "1 1 1", "workers": "3",
 }  # fmt: skip
 OF_THE_RUN = {"device", "output", "resume", "tensorboard_dir"}
 FOR_EVENTS = {*old.EVENTS_ONLY, *old.EVENT_NUMBERS}
@@ -134,8 +141,9 @@ FOR_EVENTS = {*old.EVENTS_ONLY, *old.EVENT_NUMBERS}
 
 @pytest.mark.parametrize("option", [o for o in options.USED if o.dest not in OF_THE_RUN], ids=lambda o: o.dest)
 def test_no_used_option_is_ignored(option):
-    flag, context = f"{option.flag} {OTHER.get(option.dest, '')}", EVENTS if option.dest in FOR_EVENTS else ""
-    without = context + (flag.split(" ", 2)[2] if flag.count(" ") > 1 else "")
+    context = EVENTS if option.dest in FOR_EVENTS else IMNET if option.dest in old.IMNET_ONLY else ""
+    flag = f"{option.flag} {OTHER.get(option.dest, '')}"
+    without = context + (flag.split(" ", 2)[2] if flag.count(" ") > 1 and option.type is not list else "")
     changed, plain = recipe(context + flag).to_dict(), recipe(without).to_dict()
     differ = {k for k in changed if changed[k] != plain[k]}
     assert differ == {"name"} if option.dest == "suffix" else differ - {"name"}
@@ -245,6 +253,11 @@ def test_a_name_of_the_older_script_is_refused_with_a_reason(flag, name, capsys)
         ("--event-size 0 " + EVENTS, "a side of at least 16 pixels"),
         ("--num-classes 10 --model resnet9 --dataset cifar100", "has 100"),
         ("--config nowhere.yaml", "nowhere.yaml"),
+        (IMNET + "--no-aug --hflip 0.2", "--no-aug and --hflip exclude each other"),
+        (IMNET + "--scale 0.5", "area must be two numbers"),
+        (IMNET + "--interpolation cubic", "did you mean 'bicubic'"),
+        (IMNET + "--aa rnd", "timm's policies"),
+        ("--model mnist_convnet --dataset imnet", "a side of 28 to 31 pixels"),
     ],
 )
 def test_mistakes_are_one_line(flags, said, capsys):
@@ -257,6 +270,7 @@ def test_mistakes_are_one_line(flags, said, capsys):
     "flags",
     [
         "--step 2",
+        "--model resnet18 --dataset imnet --img-size 64 --step 1",
         "--model mnist_convnet --dataset nmnist --event-size 28 --step 2",
         "--model dvs_convnet --dataset dvsc10 --event-size 16 --step 2 --temporal-flatten",
         "--model resnet9 --dataset fashion --step 2 --layer-by-layer --encode ttfs --tet-loss --node-type PLIFNode --act-fun ReLUGrad",

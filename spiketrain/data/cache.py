@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,8 +36,10 @@ from spiketrain.data import parallel
 from spiketrain.data.framing import Framing, Source, samples_of
 from spiketrain.data.types import Split
 from spiketrain.errors import UserError
+from spiketrain.files import read_json
 
 VERSION = 1
+MOST_MANIFEST = 1 << 20
 SHARD_FILES, SHARD_BYTES = 64, 8 << 20
 
 
@@ -103,16 +105,34 @@ def _sha(content: Any) -> str:
 def _whole(done: Path, key: str) -> bool:
     """True where the cache is there, is for this key, and its array has the size that its manifest states."""
     try:
-        manifest = json.loads((done / "manifest.json").read_text())
-        return bool(manifest["key"] == key and (done / "frames.npy").stat().st_size == manifest["bytes"])
-    except (OSError, ValueError, KeyError):
+        manifest = read_json(done / "manifest.json", "manifest", MOST_MANIFEST)
+        if manifest["key"] != key or (done / "frames.npy").stat().st_size != manifest["bytes"]:
+            return False
+        _open(done)
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _open(done: Path) -> Split:
-    manifest = json.loads((done / "manifest.json").read_text())
-    frames = np.load(done / "frames.npy", mmap_mode="c")  # copy on write: nobody can change the file through it
-    return Split(torch.from_numpy(frames), torch.from_numpy(np.load(done / "labels.npy")), manifest["fingerprint"])
+    """The content of a cache folder; `ValueError` where it is not one that was made here."""
+    manifest = read_json(done / "manifest.json", "manifest", MOST_MANIFEST)
+    frames = _array(done / "frames.npy", "c")  # copy on write: nobody can change the file through it
+    labels = np.array(_array(done / "labels.npy", "r"))
+    if labels.dtype != np.int64 or labels.shape != frames.shape[:1] or frames.ndim != 5 or frames.dtype.kind not in "uif":
+        raise ValueError("arrays of other types or sizes")
+    return Split(torch.from_numpy(frames), torch.from_numpy(labels), str(manifest["fingerprint"]))
+
+
+def _array(file: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
+    """A memory-mapped array: no more of it is there than the file has, whatever its header claims."""
+    try:
+        array = np.load(file, mmap_mode=mode, allow_pickle=False)
+    except Exception as error:  # NumPy evaluates the header as a literal: what that may raise is not listed
+        raise ValueError(f"{file}: damaged") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{file}: not one array")
+    return array
 
 
 def _build(
@@ -164,9 +184,15 @@ def _shards(sources: Sequence[Source]) -> list[list[Source]]:
 def _readable(shard: Path) -> bool:
     """True where the shard is there and whole (a zip file checks every byte that is read from it)."""
     try:
-        with np.load(shard) as arrays:
-            return len(arrays["frames"]) == len(arrays["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        size = shard.stat().st_size
+        with zipfile.ZipFile(shard) as members:  # it was written without compression: more than the file has is not in it
+            if any(m.file_size > size or m.compress_type != zipfile.ZIP_STORED for m in members.infolist()):
+                return False
+        with np.load(shard, allow_pickle=False) as arrays:
+            whole = {name: arrays[name] for name in ("frames", "labels", "hashes", "shape", "dtype")}
+        good = len(whole["frames"]) == len(whole["labels"]) and whole["frames"].dtype.name == str(whole["dtype"])
+        return bool(good and whole["shape"].tolist() == list(whole["frames"].shape) and whole["labels"].dtype == np.int64)
+    except Exception:  # whatever a damaged archive raises: the shard is made again
         return False
 
 

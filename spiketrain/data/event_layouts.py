@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spiketrain.data.framing import Source
 from spiketrain.errors import UserError, unknown
+from spiketrain.files import read_bytes
 
 Parts = dict[str, list[Source]]
 SUFFIXES = (".aedat4", ".aedat", ".bin", ".dat", ".raw", ".npz", ".npy", ".mat", ".h5", ".hdf5")
@@ -116,17 +117,20 @@ def gesture_aedat(*names: str) -> Callable[[Path, Sequence[str]], Parts]:
             base = root / name
             lists = {p: base / f"trials_to_{p}.txt" for p in ("train", "test")}
             if all(f.is_file() for f in lists.values()):
-                return {p: [_trial(base / line.strip(), len(classes)) for line in _lines(f)] for p, f in lists.items()}
+                return {p: [_trial(base / Path(line.strip()).name, len(classes)) for line in _lines(f)] for p, f in lists.items()}
         return {}
 
     return find
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    text = read_bytes(file, 16 << 20, "list of recordings").decode("utf-8", "replace")
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _trial(file: Path, count: int) -> Source:
+    if file.name in ("", "..") or len(file.name) > 255:
+        raise UserError(f"{file.parent}: its lists name {str(file)[-80:]!r}, which is no recording")
     table = file.with_name(f"{file.stem}_labels.csv")
     if not table.is_file():
         raise UserError(f"{table}: not found; it holds the labels of {file.name}")

@@ -4,7 +4,6 @@ An entry's first split is its default. `portion-0.9` is the older benchmark's: o
 files in natural order train and the rest tests. `lexical-0.9` and `random-0.9` are explained in `event_layouts`.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from spiketrain.data.framing import Framing, Source
 from spiketrain.data.simulate import Camera, simulate_set
 from spiketrain.data.types import DataSet
 from spiketrain.errors import UserError, unknown
+from spiketrain.files import read_json
 
 Finder = Callable[[Path, Sequence[str]], Parts]
 THIRDS = ("portion-0.9", "lexical-0.9", "random-0.9")
@@ -299,8 +299,10 @@ def _stated_sensor(file: Path) -> Size | None:
     if not file.is_file():
         return None
     try:
-        width, height = json.loads(file.read_text())["sensor"]
-        return int(width), int(height)
+        width, height = read_json(file, "description of recordings", 1 << 20)["sensor"]
+        if type(width) is not int or type(height) is not int or not 0 < min(width, height) <= max(width, height) <= 1 << 14:
+            raise ValueError
+        return width, height
     except (ValueError, KeyError, TypeError):
         raise UserError(f'{file}: {{"sensor": [width, height]}} expected') from None
 

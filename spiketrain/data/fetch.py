@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.utils import download_url, extract_archive
+from torchvision.datasets.utils import download_url
 
+from spiketrain.data.unpack import unpack
 from spiketrain.errors import UserError
 
 
@@ -37,5 +38,5 @@ def fetch(archives: Sequence[Archive], target: Path) -> None:
             raise UserError(f"{archive.url}: {archive.file} cannot be fetched ({why}); {by_hand}") from error
     shutil.rmtree(part, ignore_errors=True)
     for archive in archives:
-        extract_archive(str(downloads / archive.file), str(part))
+        unpack(downloads / archive.file, part)
     part.rename(target)

@@ -59,6 +59,11 @@ Pair = tuple[Tensor, Tensor]
 
 def in_memory(name: str, train: Pair, test: Pair, classes: Sequence[str], split: str = "official") -> DataSet:
     """A `DataSet` of uint8 images `[N,C,H,W]` and int64 labels, with the training images' own statistics."""
+    for part, (images, labels) in (("training", train), ("test", test)):
+        good = images.dtype == torch.uint8 and images.dim() == 4 and labels.dim() == 1 and len(images) == len(labels) > 0
+        if not good or images.shape[1:] != train[0].shape[1:] or not images.numel():
+            shapes = f"{list(images.shape)} and {list(labels.shape)}"
+            raise UserError(f"data set {name}: images and labels of the {part} part do not fit each other ({shapes}): copy it again")
     mean, std = statistics(train[0])
     parts = [Split(inputs, labels, fingerprint(inputs, labels)) for inputs, labels in (train, test)]
     return DataSet(name, parts[0], parts[1], tuple(classes), mean, std, split)
@@ -75,12 +80,17 @@ def _digits(root: Path, download: bool) -> DataSet:
 
 
 def _torchvision(name: str, kind: str, layout: str) -> Callable[[Path, bool], DataSet]:
-    """A loader of one of torchvision's sets, which checks the MD5 of every file before it opens it."""
+    """A loader of one of torchvision's sets.
+
+    The pickles of CIFAR are opened only where their MD5 is the official one; the idx files of MNIST are plain numbers.
+    """
 
     def load(root: Path, download: bool) -> DataSet:
         from torchvision import datasets
 
         source = getattr(datasets, kind)
+        if (root / kind / "processed").exists():  # torchvision would read these instead, and they are not the official files
+            raise UserError(f"data set {name}: {root / kind / 'processed'} is of an old version: remove it, and keep {layout}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -88,7 +98,7 @@ def _torchvision(name: str, kind: str, layout: str) -> Callable[[Path, bool], Da
         except Exception as error:  # what the library raises depends on what is wrong: absent, damaged, no network
             absent = f"data set {name} is not whole in {root}: put {layout} there"
             if download:
-                raise UserError(f"{absent} (the download failed: {str(error).splitlines()[0]})") from error
+                raise UserError(f"{absent} (the download failed: {(str(error) or type(error).__name__).splitlines()[0]})") from error
             raise UserError(f"{absent}, name its folder with --data-root, or add --download") from error
         return in_memory(name, _pixels(train), _pixels(test), train.classes)
 

@@ -5,7 +5,7 @@ would have drawn. Where several processes train one network, each yields its row
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spiketrain import processes
-from spiketrain.data.types import ALL, DataSet, Rows, Split
+from spiketrain.data.types import ALL, DataSet, Rows, Split, Streamed
 from spiketrain.errors import UserError
 
 MOST_ON_DEVICE = 8 << 30
@@ -92,6 +92,9 @@ class Loader:
         The generators are seeded before each batch, alike in all processes; what a network draws by itself differs between them.
         """
         order = self._order(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        if self.data.train.stream:
+            yield from self._train_stream(self.data.train.stream, order, epoch, mix, start)
+            return
         for i in range(start, self.batches):
             seed_everything(self.seed, epoch, i)
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
@@ -103,7 +106,11 @@ class Loader:
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part, every sample once over all processes, nothing random; this process's batches of it, in their order."""
         n, world = len(self.data.test), processes.world()
-        for chosen in torch.arange(n).split(min(self.eval_batch_size, -(-n // world)))[processes.rank() :: world]:
+        mine = torch.arange(n).split(min(self.eval_batch_size, -(-n // world)))[processes.rank() :: world]
+        if self.data.test.stream:
+            yield from self._test_stream(self.data.test.stream, mine)
+            return
+        for chosen in mine:
             inputs, labels = self._pick(self._test, chosen)
             yield self.prepare.plain(inputs), labels
 
@@ -111,6 +118,23 @@ class Loader:
         if processes.world() == 1:
             return ALL
         return torch.cat([torch.arange(r.start, r.stop) for r in processes.rows(total, self.parts)])
+
+    def _train_stream(self, stream: Streamed, order: Tensor, epoch: int, mix: bool, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same of samples that are decoded ahead: a process decodes its own rows of each batch, and mixes among them."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = stream.arrange(order, generator, self.batch_size, processes.world())
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.batches)]
+        mine = [batch[self._rows(len(batch))] for batch in batches]
+        images = stream.batches([(self.seed, epoch, rows.numpy()) for rows in mine], self.device.type != "cpu")
+        for i, (inputs, rows) in enumerate(zip(images, mine, strict=True), start):
+            seed_everything(self.seed, epoch, i, *([processes.rank()] if processes.rank() else []))
+            labels = self.data.train.labels[rows].to(self.device)
+            yield self.prepare.train(inputs.to(self.device, non_blocking=True), labels, mix=mix)
+
+    def _test_stream(self, stream: Streamed, mine: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        images = stream.batches([(self.seed, -1, rows.numpy()) for rows in mine], self.device.type != "cpu")
+        for inputs, rows in zip(images, mine, strict=True):
+            yield self.prepare.plain(inputs.to(self.device, non_blocking=True)), self.data.test.labels[rows].to(self.device)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         n = len(self._samples)

@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 
-from spiketrain.data import event_sets
+from spiketrain.data import event_sets, imagenet
 from spiketrain.data.images import IMAGE_SETS, is_image_folder, load_folder
+from spiketrain.data.shards import is_shard_folder
 from spiketrain.data.types import DataSet
+from spiketrain.data.view import View
 from spiketrain.errors import UserError, unknown
 
 ROOT_VARIABLE = "SPIKETRAIN_DATA"
-NAMES = (*IMAGE_SETS, *event_sets.SETS)
+NAMES = (*IMAGE_SETS, *imagenet.STREAMED, *event_sets.SETS)
 
 
 def data_root(given: str | Path | None = None) -> Path:
@@ -23,6 +25,8 @@ def load(
     *,
     download: bool = False,
     image_size: int = 0,
+    view: View | None = None,
+    stream: bool = False,
     steps: int = 4,
     event_size: int = 48,
     split: str = "",
@@ -35,16 +39,26 @@ def load(
     """A data set of `NAMES`, or a folder (a path, or under the root) of images or recordings with one subfolder a class.
 
     Images are returned as they are and know nothing of steps; recordings come as frames, `steps` of them, from the frame
-    cache. `split`: of an event set, "" for its default. Raises `UserError` where the name is unknown or files are absent.
+    cache. Shards, ImageNet, and with `stream` any folder of images with train/ and val/, are not held but decoded when needed, as
+    `view` says. `split`: of an event set, "" for its default. Raises `UserError` where the name is unknown or files are absent.
     """
     base = data_root(root)
     if name in IMAGE_SETS:
         return IMAGE_SETS[name].load(base, download)
+    view = view or View(image_size or 224)
+    if name in imagenet.STREAMED:
+        return imagenet.load(name, base, view, workers)
     folder = Path(name) if Path(name).is_dir() else base / name
     if name not in event_sets.SETS:
         if not folder.is_dir():
             known = unknown("data set", name, NAMES)
             raise UserError(f"{known}, or a folder with one subfolder a class")
+        if is_shard_folder(folder):
+            return imagenet.load_shards(folder, view, workers, base)
+        if stream:
+            if not imagenet.is_tree(folder):
+                raise UserError(f"{folder}: to stream, train/CLASS/ and val/CLASS/ are expected in it")
+            return imagenet.load_tree(folder, view, workers)
         if is_image_folder(folder):
             return load_folder(folder, image_size)
     return event_sets.load(

@@ -1,10 +1,12 @@
 """What data are once they are in memory: recordings, as readers return them, and data sets, as the loader takes them."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor
 
 from spiketrain.errors import UserError
 
@@ -30,20 +32,46 @@ class Recording:
         return len(self.events)
 
 
+Key = tuple[int, int, NDArray[np.int64]]
+"""Seed, epoch (−1: nothing random), and the indices of a batch."""
+
+
+class Streamed(Protocol):
+    """Samples that are decoded when they are needed."""
+
+    def batches(self, keys: Sequence[Key], pin: bool = False) -> Iterator[Tensor]:
+        """The inputs of each key in turn, uint8 `[B,C,H,W]`."""
+        ...
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The inputs at these indices, nothing random."""
+        ...
+
+    def arrange(self, order: Tensor, generator: Generator, batch: int, world: int) -> Tensor:
+        """A shuffled order, moved so that what is read in turn lies together."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """One part (training or test) of a data set.
 
     `inputs` is uint8: images `[N,C,H,W]`, or the frames of recordings `[N,T,C,H,W]` (counts; a tensor over a memory map
-    will do). `labels` is int64 `[N]`. `fingerprint` is the SHA-256 of what was read, as hexadecimal text.
+    will do). `labels` is int64 `[N]`. `fingerprint` is the SHA-256 of what was read, as hexadecimal text. Where there is a `stream`
+    the samples come from it, and `inputs` is empty, `[0,C,H,W]`.
     """
 
     inputs: Tensor
     labels: Tensor
     fingerprint: str
+    stream: Streamed | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The samples at these indices, as `inputs` has them."""
+        return self.stream.take(indices) if self.stream else self.inputs[indices]
 
     @property
     def framed(self) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from spiketrain.errors import UserError, unknown
+
+MOST = 1 << 53
+"""No field counts further."""
 
 
 def _field(
@@ -22,35 +26,39 @@ class Recipe:
     """A run's description. `but(**changes)` returns another; a wrong name or value is a `UserError`."""
 
     name: str = _field("custom", "run", "what the run is called")
-    seed: int = _field(0, "run", "of everything random", low=0)
-    epochs: int = _field(10, "run", "passes over the training part", low=1)
+    seed: int = _field(0, "run", "of everything random", low=0, high=2**32 - 1)
+    epochs: int = _field(10, "run", "passes over the training part", low=1, high=1_000_000)
     precision: str = _field("auto", "run", "of convolutions and norms; auto: bf16 where it is fast", ("auto", "fp32", "bf16"))
     kernel: str = _field("auto", "run", "which implementation computes the neurons", ("auto", "reference", "compiled", "triton"))
     memory: str = _field(
         "speed", "run", "kept for the backward pass: all; spikes as bits; least: layers are computed again", ("speed", "bits", "least")
     )
+    workers: int = _field(0, "run", "processes that decode images that stream; 0: one a core, -1: none", low=-1, high=1024)
     channels_last: bool = _field(True, "run", "keep images and weights with the channel as the fastest axis")
     division: str = _field(
         "strict", "run", "strict: binary spikes, exact back-propagation through time; open: anything else", ("strict", "open")
     )
 
     data: str = _field("digits", "data", "name of a data set, or a folder with one subfolder a class")
-    classes: int = _field(0, "data", "number of classes; 0: as many as the data have", low=0)
-    image_size: int = _field(0, "data", "scale and crop the images of a folder to this side; 0: as they are", low=0)
-    event_size: int = _field(48, "data", "side of event frames in pixels; 0: the sensor's own", low=0)
+    classes: int = _field(0, "data", "number of classes; 0: as many as the data have", low=0, high=1_000_000)
+    image_size: int = _field(0, "data", "scale and crop the images of a folder to this side; 0: as they are", low=0, high=4096)
+    stream: bool = _field(False, "data", "decode the images of a folder when they are needed, and hold none (ImageNet and shards always)")
+    event_size: int = _field(48, "data", "side of event frames in pixels; 0: the sensor's own", low=0, high=4096)
     split: str = _field("", "data", "how an event set is divided (see docs/events.md); empty: its default")
     frames_by: str = _field("time", "data", "a frame is an equal share of time, of events, or a fixed window", ("time", "count", "window"))
     frame_kind: str = _field("sum", "data", "what a frame holds", ("sum", "binary", "surface"))
     frame_window: int = _field(0, "data", "length of a frame in µs, for frames-by window", low=0)
     frame_resize: str = _field("events", "data", "move events (counts stay whole) or interpolate frames", ("events", "bilinear"))
     normalize: str = _field("data", "data", "statistics that normalise images, training and test alike", ("data", "imagenet", "none"))
+    mean: tuple[float, ...] = _field((), "data", "of each channel, of pixels in 0…1, instead of those that normalize names")
+    std: tuple[float, ...] = _field((), "data", "of each channel, likewise")
     balanced: bool = _field(False, "data", "draw training samples with replacement, every class as often")
     limit: int = _field(0, "data", "train on this many samples only; 0: all", low=0)
 
     model: str = _field("digits_convnet", "network", "name of a model")
-    width: float = _field(1.0, "network", "factor on the channels of every layer", low=0.01)
+    width: float = _field(1.0, "network", "factor on the channels of every layer", low=0.01, high=100.0)
     norm: str = _field("time", "network", "batch norm over all steps at once, or a step at a time", ("time", "step"))
-    steps: int = _field(4, "network", "time steps T", low=1)
+    steps: int = _field(4, "network", "time steps T", low=1, high=10_000)
     encoder: str = _field("direct", "network", "how an image becomes T inputs", ("direct", "rate", "ttfs", "phase"))
     flatten_time: bool = _field(False, "network", "make the T steps channels of a single one")
 
@@ -65,9 +73,9 @@ class Recipe:
     learn_threshold: bool = _field(False, "neuron", "train the thresholds")
     learn_alpha: bool = _field(False, "neuron", "train the steepness of the surrogate")
 
-    batch_size: int = _field(128, "training", "samples a step", low=1)
+    batch_size: int = _field(128, "training", "samples a step", low=1, high=1 << 20)
     accumulate: int = _field(1, "training", "split each batch into this many parts, one after the other", low=1)
-    eval_batch_size: int = _field(250, "training", "samples a step of evaluation", low=1)
+    eval_batch_size: int = _field(250, "training", "samples a step of evaluation", low=1, high=1 << 20)
     drop_last: bool = _field(True, "training", "leave out the last, smaller batch of an epoch")
     optimizer: str = _field("adamw", "training", "any of timm's optimisers")
     lr: float = _field(2e-3, "training", "learning rate at its highest", low=0.0)
@@ -93,8 +101,17 @@ class Recipe:
     tet_lambda: float = _field(0.0, "loss", "weight of TET's regulariser", low=0.0, high=1.0)
     tet_phi: float = _field(1.0, "loss", "value that TET's regulariser pulls logits to")
 
-    crop: int = _field(0, "augmentation", "random crop with this padding in pixels; 0: none", low=0)
+    crop: int = _field(0, "augmentation", "random crop with this padding in pixels; 0: none", low=0, high=1024)
     flip: bool = _field(False, "augmentation", "mirror half of the images")
+    random_crop: bool = _field(True, "augmentation", "images that stream: a random part, scaled; off: the middle, as in tests")
+    area: tuple[float, ...] = _field((0.08, 1.0), "augmentation", "of that part: smallest and largest share of the image")
+    aspect: tuple[float, ...] = _field((0.75, 4 / 3), "augmentation", "of that part: smallest and largest width by height")
+    flip_share: float = _field(0.5, "augmentation", "images that stream: share that flip mirrors", low=0.0, high=1.0)
+    vertical_flip: float = _field(0.0, "augmentation", "images that stream: share turned upside down", low=0.0, high=1.0)
+    color_jitter: float = _field(0.0, "augmentation", "images that stream: change of brightness, contrast, saturation", low=0.0)
+    interpolation: str = _field("random", "augmentation", "images that stream: of that part; random: bilinear or bicubic")
+    test_crop: float = _field(0.875, "augmentation", "images that stream: side of what a test sees by the image's shorter side", low=0.0)
+    test_interpolation: str = _field("bicubic", "augmentation", "images that stream: for tests")
     randaugment: str = _field("", "augmentation", "RandAugment in timm's notation, as rand-m9-mstd0.5-inc1; empty: none")
     erase: float = _field(0.0, "augmentation", "probability of random erasing", low=0.0, high=1.0)
     erase_mode: str = _field("pixel", "augmentation", "what erased pixels become", ("pixel", "const", "rand"))
@@ -146,7 +163,7 @@ class Recipe:
             if isinstance(value, bool):
                 words.append(flag if value else flag.replace("--", "--no-", 1))
             else:
-                words += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+                words += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return words
 
 
@@ -155,24 +172,40 @@ _TYPES = typing.get_type_hints(Recipe)
 
 
 def field_type(name: str) -> type:
-    """int, float, bool, str, or tuple (of str)."""
+    """int, float, bool, str, or tuple (of str or float)."""
     kind = _TYPES[name]
     return tuple if isinstance(kind, types.GenericAlias) else kind
+
+
+def _tuple(name: str, value: Any) -> tuple[Any, bool]:
+    """A tuple of the field's type of items, from one, a list, or a text with commas; and whether it is one."""
+    if isinstance(value, str):
+        value = value.split(",") if value else ()
+    if not isinstance(value, list | tuple):
+        return value, False
+    if typing.get_args(_TYPES[name])[0] is str:
+        return tuple(value), all(isinstance(v, str) for v in value)
+    try:
+        numbers = tuple(float(v) for v in value if not isinstance(v, bool))
+    except (TypeError, ValueError):
+        return value, False
+    return numbers, len(numbers) == len(value) and all(map(math.isfinite, numbers))
 
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """value in the field's type, or a `UserError` that names the field."""
     kind = field_type(field.name)
     if kind is tuple:
-        value = tuple(value.split(",") if isinstance(value, str) and value else value)
-        good = all(isinstance(v, str) for v in value)
+        value, good = _tuple(field.name, value)
     elif kind is float:
-        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         value = float(value) if good else value
     else:
         good = type(value) is kind
-    if not good or (kind is float and math.isnan(value)):
-        raise UserError(f"{field.name} must be {kind.__name__}, not {value!r}")
+    if not good or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{field.name} must be {kind.__name__}, not {reprlib.repr(value)}")
+    if kind is int and abs(value) > MOST:
+        raise UserError(f"{field.name} must be at most {MOST} from zero, not a number of {len(str(abs(value)))} digits")
     meta = field.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise unknown(field.name, value, meta["choices"])

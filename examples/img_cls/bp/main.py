@@ -8,10 +8,10 @@ options.py has every option of the older script and what becomes of it, names.py
 import argparse
 import contextlib
 import difflib
+import reprlib
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -21,6 +21,7 @@ from options import EVERY, IDLE, OPTIONS, REFUSED, Option
 from spiketrain import processes
 from spiketrain.cli import finish, guarded
 from spiketrain.errors import UserError, unknown
+from spiketrain.files import read_text
 from spiketrain.recipes import Recipe, seed
 
 Values = dict[str, Any]
@@ -28,6 +29,10 @@ Values = dict[str, Any]
 
 IMAGES_ONLY = ("encode", "aa", "reprob", "remode", "mixup", "cutmix", "mixup_prob", "mixup_off_epoch")
 EVENTS_ONLY = ("mix_up", "cut_mix", "event_mix", "rand_aug")
+IMNET_ONLY = (
+    "img_size", "no_aug", "scale", "ratio", "hflip", "vflip", "color_jitter", "train_interpolation", "interpolation", "crop_pct", "mean",
+    "std", "workers",
+)  # fmt: skip
 EVENT_NUMBERS = ("event_size", "cutmix_beta", "cutmix_prob", "cutmix_num", "gaussian_n", "randaug_n", "randaug_m")
 NOT_IN_TABLE: dict[str, Values] = {
     "mnist": {"crop": 4},
@@ -35,6 +40,8 @@ NOT_IN_TABLE: dict[str, Values] = {
     "ncars": {"event_augment": ("crop-flip-rotate",)},
 }
 """What the older script did to the data sets that are not in its table."""
+IMNET_MODELS = {"resnet18": "resnet18_imagenet", "resnet34": "resnet34_imagenet", "resnet50": "resnet50_imagenet"}
+"""Networks that the older script gave another stem where the data were ImageNet."""
 HEADINGS = {
     "ours": "options that the older script did not have",
     "used": "options",
@@ -90,6 +97,9 @@ def parse(arguments: Sequence[str]) -> tuple[Values, set[str]]:
     file = given.pop("config")
     given = (_config(file) if file else {}) | given
     values = {o.dest: o.default for o in EVERY} | given
+    for option in EVERY:
+        if option.type in (int, float) and abs(values[option.dest] or 0) > 1 << 53:
+            raise UserError(f"{option.flag}: no number of {option.type.__name__} is so large here")
     for option in REFUSED:
         if values[option.dest] != option.default:
             raise UserError(f"{option.flag} is refused: {option.text}")
@@ -99,8 +109,8 @@ def parse(arguments: Sequence[str]) -> tuple[Values, set[str]]:
 def _config(file: str) -> Values:
     """Values from a YAML file."""
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(read_text(file, 1 << 20, "YAML file")) or {}
+    except (ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:  # YAML's dates and numbers are checked by nobody else
         raise UserError(f"--config {file}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: names and values are expected, one a line")
@@ -120,7 +130,7 @@ def _typed(option: Option, value: Any, file: str) -> Any:
     if option.type is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return float(value)
-    raise UserError(f"--config {file}: {option.dest} must be {option.type.__name__}, not {value!r}")
+    raise UserError(f"--config {file}: {option.dest} must be {option.type.__name__}, not {reprlib.repr(value)}")
 
 
 def to_recipe(v: Values, given: set[str]) -> Recipe:
@@ -131,8 +141,9 @@ def to_recipe(v: Values, given: set[str]) -> Recipe:
     surrogate = slope(v["act_fun"])
     classes = v["num_classes"] if "num_classes" in given else 0
     _check(v, data, model, classes)
+    model = IMNET_MODELS.get(model, model) if data.name == "imnet" else model
     basic = seed.data_options(data.name, classes) if data.events or data.name.startswith("cifar") else {}
-    basic |= NOT_IN_TABLE.get(data.name, {})
+    basic |= NOT_IN_TABLE.get(data.name, {}) | (_imnet(v, given) if data.name == "imnet" else {})
     return seed.compatible(neuron, surrogate.name, v["batch_size"], v["lr"]).but(
         name="-".join(str(v[k]) for k in ("model", "dataset", "node_type", "step", "suffix") if v[k] != ""),
         data=data.name, model=model, classes=classes, alpha=surrogate.alpha, strict=surrogate.strict,
@@ -149,10 +160,10 @@ def _check(v: Values, data: Data, model: str, classes: int) -> None:
             what, has = ("images", "recordings") if data.events else ("event data", "images")
             raise UserError(f"{option.flag} is for {what}, and {v['dataset']} has {has}")
     low, high = SIDES[model]
-    side = data.side or v["event_size"]
+    side = v["img_size"] if data.name == "imnet" else data.side or v["event_size"]
     if side < low or (high and side > high):
         bounds = f"{low} to {high}" if high else f"at least {low}"
-        change = "set --event-size" if data.events else "choose another --model"
+        change = "set --event-size" if data.events else "choose another --model, or --img-size for imnet"
         raise UserError(f"--model {model} takes a side of {bounds} pixels, and --dataset {v['dataset']} has {side}: {change}")
     objects = data.name == "NCALTECH101" and classes == 100  # the table counts the classes that are objects
     if 0 < classes < data.classes and not objects:
@@ -200,7 +211,7 @@ def _training(v: Values) -> Values:
 def _images(v: Values, given: set[str]) -> Values:
     """Augmentation of images, of which the older script fixed or lost all options."""
     changes = {field: v[dest] for dest, field in (("aa", "randaugment"), ("reprob", "erase"), ("remode", "erase_mode")) if dest in given}
-    if changes.get("randaugment"):
+    if changes.get("randaugment") and v["dataset"] != "imnet":  # which takes any of timm's policies
         from spiketrain.data.image_augment import RandAugment
 
         RandAugment.parse(changes["randaugment"])
@@ -211,6 +222,31 @@ def _images(v: Values, given: set[str]) -> Values:
         changes |= {"mixup": v["mixup"], "cutmix": v["cutmix"], "mix_off_epoch": v["mixup_off_epoch"]}
         changes["mix_prob"] = v["mixup_prob"] if "mixup_prob" in given else 1.0
     return changes
+
+
+def _imnet(v: Values, given: set[str]) -> Values:
+    """What the older script did to ImageNet through timm's loader."""
+    if v["no_aug"] and (clash := sorted(set(IMNET_ONLY[2:8]) & given | {"aa", "reprob"} & given)):
+        raise UserError(f"--no-aug and --{clash[0].replace('_', '-')} exclude each other")
+    common = {
+        "image_size": v["img_size"],
+        "test_crop": v["crop_pct"] or 0.875,
+        "test_interpolation": v["interpolation"] or "bicubic",
+        "mean": tuple(v["mean"] or ()),
+        "std": tuple(v["std"] or ()),
+        "workers": v["workers"] if "workers" in given else 0,
+    }
+    if v["no_aug"]:
+        return common | {"random_crop": False}
+    return common | {
+        "area": tuple(v["scale"]),
+        "aspect": tuple(v["ratio"]),
+        "flip": v["hflip"] > 0,
+        "flip_share": v["hflip"],
+        "vertical_flip": v["vflip"],
+        "color_jitter": v["color_jitter"],
+        "interpolation": v["train_interpolation"],
+    }
 
 
 def _events(v: Values, basic: Values) -> Values:
@@ -235,9 +271,19 @@ def remarks(v: Values) -> list[str]:
     if not DATA[v["dataset"]].events:
         numbers = [o for o in OPTIONS if o.dest in EVENT_NUMBERS and v[o.dest] != o.default]
         lines += [f"{o.flag} changes nothing here: it is for event data, and {v['dataset']} has images" for o in numbers]
+    if v["dataset"] != "imnet":
+        streams = [o for o in OPTIONS if o.dest in IMNET_ONLY and v[o.dest] != o.default]
+        lines += [f"{o.flag} changes nothing here: it is for --dataset imnet" for o in streams]
     if v["dataset"] == "fashion":
         lines.append("the older script also rotated the images of fashion by up to 10°, which is not here")
     return lines
+
+
+def check_view(recipe: Recipe) -> None:
+    """`UserError` where the options for images that stream do not fit each other."""
+    from spiketrain.assemble import make_view
+
+    make_view(recipe)
 
 
 def dry_run(recipe: Recipe, data: Data) -> None:
@@ -245,15 +291,16 @@ def dry_run(recipe: Recipe, data: Data) -> None:
     import torch
 
     from spiketrain import models
-    from spiketrain.assemble import network_from
+    from spiketrain.assemble import make_optimizer, network_from
     from spiketrain.objective import Objective
 
-    side = data.side or recipe.event_size
+    side = recipe.image_size or data.side or recipe.event_size
     shape, classes = (data.channels, side, side), recipe.classes or data.classes
     network = network_from(recipe.but(kernel="reference"), data.channels, classes)
     samples = 1 if side >= 32 else 2  # a norm needs two values a channel, and small frames shrink to one pixel
     torch.manual_seed(recipe.seed)
     batch = torch.rand(recipe.steps, samples, *shape) if data.events else torch.rand(samples, *shape)
+    make_optimizer(recipe, network, 1)
     logits = network(batch)
     loss = Objective(recipe.loss, recipe.smoothing)(logits, torch.zeros(samples, dtype=torch.long))
     loss.backward()
@@ -281,6 +328,7 @@ def run(words: Sequence[str]) -> int:
     for line in remarks(values) if processes.leads() else ():
         print(f"main.py: {line}", file=sys.stderr)
     place = device(values["device"])
+    check_view(recipe)
     if values["dry_run"]:
         dry_run(recipe, DATA[values["dataset"]])
         return 0

@@ -31,6 +31,7 @@ DATA = {
     "NCALTECH101": Data("NCALTECH101", 2, 0, 101),
     "nmnist": Data("nmnist", 2, 0, 10),
     "NCARS": Data("ncars", 2, 0, 2),
+    "imnet": Data("imnet", 3, 224, 1000),
 }
 SIDES = {
     "cifar_convnet": (8, None),
@@ -73,7 +74,6 @@ def _why(reason: str, names: str) -> dict[str, str]:
 _FOLDER = "train on its folder of images with: spiketrain train RECIPE --data FOLDER --image-size 224"
 REFUSED_NAMES = {
     "--dataset": {
-        **_why("ImageNet is not here yet", "imnet"),
         **_why(_FOLDER, "TinyImageNet CUB2002011 StanfordCars StanfordDogs FGVCAircraft Flowers102"),
         **_why("the older script took its channels for its time steps, and it is not here yet", "esimnet"),
         **_why("it is sound, not images: there is no reader of it here", "shd ntidigits"),

@@ -48,7 +48,7 @@ OURS = _options(
 )
 USED = _options(
     "used",
-    ("--dataset", "mnist", str, "cifar10, cifar100, mnist, fashion, dvsc10, dvsg, NCALTECH101, nmnist, NCARS"),
+    ("--dataset", "mnist", str, "cifar10, cifar100, mnist, fashion, dvsc10, dvsg, NCALTECH101, nmnist, NCARS, imnet"),
     ("--model", "mnist_convnet", str, "cifar_convnet, dvs_convnet, mnist_convnet, resnet9, resnet18, resnet34, resnet50"),
     ("--node-type", "LIFNode", str, "IFNode, LIFNode, PLIFNode, ReLUNode"),
     ("--act-fun", "QGateGrad", str, "AtanGrad, QGateGrad, GateGrad, SigmoidGrad, ReLUGrad, STDPGrad, BackEIGateGrad; with or without Grad"),
@@ -98,6 +98,19 @@ USED = _options(
     ("--cutmix", 0.0, float, "Beta parameter of cutmix on images (it mixed nothing; works here)"),
     ("--mixup-prob", 0.0, float, "probability of mixing a batch of images; counts only where it is given, else 1"),
     ("--mixup-off-epoch", 0, int, "no mixing of images from this epoch on (it crashed; works here)"),
+    ("--img-size", 224, int, "imnet: side of what the network sees"),
+    ("--no-aug", False, bool, "imnet: train on the middle of each image, without augmentation"),
+    ("--scale", [0.08, 1.0], list, "imnet: share of the image that a random part has"),
+    ("--ratio", [0.75, 4 / 3], list, "imnet: width by height of that part"),
+    ("--hflip", 0.5, float, "imnet: share of images that is mirrored"),
+    ("--vflip", 0.0, float, "imnet: share turned upside down (it was never read; works here)"),
+    ("--color-jitter", 0.4, float, "imnet: change of brightness, contrast and saturation; nothing where --aa is given"),
+    ("--train-interpolation", "random", str, "imnet: of the random part: random, bilinear, bicubic, nearest, box, hamming, lanczos"),
+    ("--interpolation", "", str, "imnet: for tests; default: bicubic"),
+    ("--crop-pct", None, float, "imnet: side of the part that a test sees by the image's shorter side; default: 0.875"),
+    ("--mean", None, list, "imnet: of each channel; default: ImageNet's"),
+    ("--std", None, list, "imnet: of each channel; default: ImageNet's"),
+    ("-j --workers", 8, int, "imnet: processes that decode images; other data are held whole; default: one a core"),
     ("--mix-up", False, bool, "mix event samples"),
     ("--cut-mix", False, bool, "replace a box of an event sample"),
     ("--event-mix", False, bool, "replace a Gaussian-mixture volume of an event sample"),
@@ -110,14 +123,13 @@ USED = _options(
     ("--randaug_m --randaug-m", 15, int, "its level, of 30"),
 )
 
-_WHOLE = "data are held whole, without worker processes"
+_WHOLE = "data are held whole, and what streams is always prefetched"
 IDLE = _options(
     "idle",
     ("--log-interval", 50, int, "progress is shown all the time"),
     ("--recovery-interval", 0, int, "a checkpoint is written every epoch"),
     ("--eval-metric", "top1", str, "the last epoch is what counts, whichever epoch is best"),
     ("-vb --validation-batch-size-multiplier", 1, int, "evaluation gives the same in batches of any size"),
-    ("-j --workers", 8, int, _WHOLE),
     ("--pin-mem", False, bool, _WHOLE),
     ("--no-prefetcher", False, bool, _WHOLE),
     ("--use-multi-epochs-loader", False, bool, _WHOLE),
@@ -129,7 +141,6 @@ IDLE = _options(
     ("--conf-mat", False, bool, "the confusion matrix is in every record"),
 )
 
-_IMNET = "it had effect for --dataset imnet only, which is not here yet"
 _UNREAD = "the older script never read it, and it is not here"
 _DROP = "it never reached a network in the older script, and no network here has it"
 _NOISE, _CYCLES = "noise on the learning rate is not here", "cycles of the learning rate are not here"
@@ -151,20 +162,8 @@ REFUSED = _options(
     ("--split-bn", False, bool, "it needs --aug-splits, which is refused"),
     ("--save-images", False, bool, "training draws nothing; spiketrain data show draws samples"),
     ("--tta", 0, int, "it averaged different samples"),
-    ("--img-size", 224, int, _IMNET),
-    ("--crop-pct", None, float, _IMNET),
-    ("--mean", None, list, _IMNET),
-    ("--std", None, list, _IMNET),
-    ("--interpolation", "", str, _IMNET),
-    ("--train-interpolation", "random", str, _IMNET),
-    ("--no-aug", False, bool, _IMNET),
-    ("--scale", [0.08, 1.0], list, _IMNET),
-    ("--ratio", [0.75, 4 / 3], list, _IMNET),
-    ("--hflip", 0.5, float, _IMNET),
-    ("--color-jitter", 0.4, float, _IMNET),
-    ("--aug-splits", 0, int, _IMNET),
+    ("--aug-splits", 0, int, "it split batches for --jsd, which is refused"),
     ("--jsd", False, bool, "it needs --aug-splits, which is refused"),
-    ("--vflip", 0.0, float, _UNREAD),
     ("--recount", 1, int, "one part of an image is erased, as in the older script, which never read it"),
     ("--train-portion", 0.9, float, "splits are named here: spiketrain train --split (docs/events.md)"),
     ("--opt-betas", None, list, "only the optimiser's own betas are here"),
