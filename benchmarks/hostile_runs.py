@@ -17,7 +17,7 @@ import torch
 import yaml
 from hostile_common import VALUES, Case, Payload, changed, json_bytes, outside, scattered
 
-from spiketrain import checkpoint, cli_bench, models, page, recipes, report
+from spiketrain import checkpoint, cli_bench, models, page, recipes, report, tables
 from spiketrain.assemble import make_optimizer, network_from
 from spiketrain.errors import UserError, one_line
 from spiketrain.files import read_json
@@ -175,7 +175,7 @@ def records(folder: Path) -> Case:
     def case(rng: random.Random) -> None:
         file.write_bytes(json_bytes(whole, rng))
         record = Record.load(folder)
-        text = report.table([record])
+        text = tables.of([record])
         assert len(text.splitlines()) == 3, "a record broke the table's lines"
         report.write_curves([record], folder / "curves.csv")
         if rng.random() < 0.02:

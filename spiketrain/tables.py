@@ -164,6 +164,11 @@ def full(folder: Path) -> str:
     return "\n".join([*parts, "\n## How multiply-accumulates are counted\n", _macs()])
 
 
+def of(records: Iterable[Record]) -> str:
+    """The table of these records, whatever they are of."""
+    return _table(_entries([], records, rest=True))
+
+
 def _table(entries: Iterable[Entry]) -> str:
     return _markdown(HEAD, [entry.cells() for entry in entries])
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from spiketrain import cli_bench, page, recipes, report
+from spiketrain import cli_bench, page, recipes, tables
 from spiketrain.cli import main
 from spiketrain.data import event_layouts, images
 from spiketrain.data.unpack import unpack
@@ -113,8 +113,8 @@ def test_text_of_a_record_breaks_no_table_and_no_page(tmp_path):
     record = hostile_runs.a_record() | {"command": 'spiketrain "train | x', "commit": "</script><script>alert(1)</script>"}
     (tmp_path / "record.json").write_text(json.dumps(record))
     made = Record.load(tmp_path)
-    row = report.table([made]).splitlines()[-1]
-    assert row.replace("\\|", "").count("|") == len(report.HEAD) + 1
+    row = tables.of([made]).splitlines()[-1]
+    assert row.replace("\\|", "").count("|") == len(tables.HEAD) + 1
     assert "alert(1)</script>" not in page.page([made])
 
 
