@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ def forked(work: Callable[[], int], log: Path) -> int:
     status = 70
     try:
         status = work()
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(status)
@@ -65,7 +68,7 @@ def ended(pid: int, seconds: float = 120.0) -> int | None:
 def finish(pid: int, log: Path) -> None:
     """Waits for a process that must end well."""
     status = ended(pid)
-    if status:
+    if status != 0:
         raise Fault(f"ended with {status}: {log.read_text(errors='replace')[-300:]}")
 
 

@@ -13,7 +13,7 @@ class Finite:
     """Whether all of some tensors are finite, asked for without making the device wait: the answer is copied while it works on."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        finite = torch.nn.utils.get_total_norm([t.detach() for t in tensors], math.inf).isfinite()
+        finite = torch.nn.utils.get_total_norm(list(tensors), math.inf).isfinite()
         self.answer = finite.to("cpu", non_blocking=True)
         self.copied = torch.cuda.Event() if finite.is_cuda else None
         if self.copied:

@@ -149,6 +149,8 @@ def train_epoch(
         if due:
             state.save(folder)
             every.done()
+    state.meter.sums()  # waits for the device
+    state.spent = before + time.perf_counter() - begun
 
 
 def train_step(
@@ -178,7 +180,7 @@ def train_step(
             with autocast:
                 logits = network(x)
             loss = objective(logits, y)
-            losses.append(loss)
+            losses.append(loss.detach())
             right.append(correct(logits, y))
             checks = [faults.Finite([*losses, *faults.statistics(network)])] if i + 1 == len(sizes) else []
             (loss * (len(y) * processes.world() / total)).backward()

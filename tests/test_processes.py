@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 import spiketrain as st
 from spiketrain import assemble, processes, sync
 from spiketrain.cli import main
+from spiketrain.data.types import DataSet, Split
 from spiketrain.errors import UserError
 from spiketrain.record import Record
 
@@ -27,17 +29,16 @@ def torchrun(*words: str, count: int = 2, **environment: str) -> subprocess.Comp
     return subprocess.run(command, cwd=ROOT, env=whole, capture_output=True, text=True, timeout=120, check=False)
 
 
-def losses(done: subprocess.CompletedProcess[str]) -> list[float]:
-    assert done.returncode == 0, done.stderr
-    return list(json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))["losses"])
-
-
-def test_two_processes_have_the_losses_of_one():
+def test_two_processes_have_the_losses_of_one(monkeypatch):
     """Norms, erasing, mixing, parts of batches, a batch that does not divide: in float64, all but the loss, which is float32."""
     recipe = {"neuron": "plif", "learn_alpha": True, "optimizer": "muon", "lr": 0.02, "erase": 0.1, "mixup": 0.2, "crop": 1}
     recipe |= {"accumulate": 3, "batch_size": 31, "width": 0.25, "warmup_epochs": 0.0}
-    job = json.dumps({"recipe": recipe, "steps": 20, "wide": True})
-    one, two = (losses(torchrun("benchmarks/processes.py", "--worker", job, count=n)) for n in (1, 2))
+    job = {"recipe": recipe, "steps": 20, "wide": True}
+    done = torchrun("benchmarks/processes.py", "--worker", json.dumps(job))
+    assert done.returncode == 0, done.stderr
+    two = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))["losses"]
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    one = runpy.run_path(str(ROOT / "benchmarks" / "processes.py"))["work"](job)["losses"]
     assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-5
     assert sum(one[-5:]) < 0.99 * sum(one[:5])
 
@@ -54,18 +55,24 @@ def test_every_row_of_every_part_belongs_to_one_process(world, total, parts):
         assert max(lengths) - min(lengths) <= 1
 
 
+def recordings() -> DataSet:
+    """Frames of events, of 80 recordings and 45, in three classes."""
+    parts = [Split(torch.randint(0, 5, (n, 4, 2, 12, 12), dtype=torch.uint8), torch.arange(n) % 3, "") for n in (80, 45)]
+    return DataSet("recordings", parts[0], parts[1], ("a", "b", "c"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {}, {"crop": 2, "flip": True}, {"crop": 1, "randaugment": "rand-m5-mstd0.5"}, {"erase": 0.5, "mixup": 0.2, "cutmix": 0.3},
-        {"data": "digits_dvs", "event_augment": ("crop-flip-rotate", "event-drop", "mixup"), "event_size": 0},
+        {"event_augment": ("crop-flip-rotate", "event-drop", "mixup")},
     ],
     ids=["plain", "crop", "randaugment", "mixed", "events"],
 )  # fmt: skip
-def test_the_rows_of_all_processes_make_the_batches_of_one(changes, monkeypatch, tmp_path_factory):
-    base = st.recipes.get("digits").but(batch_size=30, accumulate=2, limit=75, drop_last=False, crop=0, eval_batch_size=100)
+def test_the_rows_of_all_processes_make_the_batches_of_one(changes, monkeypatch):
+    base = st.recipes.get("digits").but(batch_size=30, accumulate=2, limit=75, drop_last=False, crop=0, eval_batch_size=20)
     recipe = base.but(**changes)
-    data = assemble.load_data(recipe, tmp_path_factory.getbasetemp() / "data")
+    data = recordings() if changes.get("event_augment") else assemble.load_data(recipe, None)
 
     def batches(rank: int, world: int) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[tuple[torch.Tensor, torch.Tensor]]]:
         monkeypatch.setattr(processes, "world", lambda: world)
@@ -142,13 +149,15 @@ def test_a_run_of_two_processes_is_whole(run):
     assert main(["eval", str(run), "--device", "cpu"]) == 0
 
 
-@pytest.mark.parametrize(
-    "words", [("-m", "spiketrain", "train", "digits", "--data", "nowhere"), ("examples/img_cls/bp/main.py", "--modle", "resnet18")]
-)
-def test_a_mistake_in_all_processes_is_said_once(words):
-    done = torchrun(*words)
-    assert sum(line.startswith(("spiketrain: ", "main.py: ")) for line in done.stderr.splitlines()) == 1
+def test_a_mistake_in_all_processes_is_said_once(tmp_path, monkeypatch, capsys):
+    words = ("--dataset", "cifar10", "--model", "cifar_convnet", "--data-root", str(tmp_path))
+    done = torchrun("examples/img_cls/bp/main.py", *words)
+    assert sum(line.startswith("main.py: ") for line in done.stderr.splitlines()) == 1
     assert "exitcode  : 2" in done.stderr and "exitcode  : 1" not in done.stderr
+    for rank, lines in (("0", 1), ("1", 0)):  # before the processes know each other
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "digitz"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def test_a_killed_process_is_restarted_with_the_others_and_changes_no_bit(run, tmp_path):
