@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from spiketrain import models
+from spiketrain import kernels, models
 from spiketrain.data import sets
 from spiketrain.data.event_prepare import EventPrepare
 from spiketrain.data.image_augment import ImageAugment
@@ -18,6 +18,7 @@ from spiketrain.data.types import DataSet
 from spiketrain.data.view import View
 from spiketrain.errors import UserError, unknown
 from spiketrain.models import Network
+from spiketrain.neurons import Leaky
 from spiketrain.recipes import Recipe
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -46,6 +47,14 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu = torch.cpu
     return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+
+
+def slow_neurons(network: nn.Module, device: torch.device, bf16: bool) -> str:
+    """A line for the user where the network's neurons have no fast kernel here, as they would on another machine; else empty."""
+    rules = {m.rule for m in network.modules() if isinstance(m, Leaky) and m.kernel == "auto"}
+    if device.type != "cpu" or not rules:
+        return ""
+    return kernels.fallback(rules.pop(), torch.bfloat16 if bf16 else torch.float32)
 
 
 def load_data(recipe: Recipe, root: str | Path | None, download: bool = False) -> DataSet:

@@ -14,7 +14,16 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from spiketrain import checkpoint, faults, folders, models, processes, record
-from spiketrain.assemble import build_network, choose_device, load_data, make_loader, make_optimizer, network_classes, uses_bf16
+from spiketrain.assemble import (
+    build_network,
+    choose_device,
+    load_data,
+    make_loader,
+    make_optimizer,
+    network_classes,
+    slow_neurons,
+    uses_bf16,
+)
 from spiketrain.checkpoint import Every
 from spiketrain.data.loader import Loader, seed_everything
 from spiketrain.data.types import DataSet
@@ -79,6 +88,8 @@ def train(
         done = state.epoch * loader.batches + state.batch
         with Display(recipe.epochs, loader.batches, done, quiet, processes.world()) as display, _resumable(folder, display):
             display.say(_headline(recipe, data, network, where, bf16))
+            if slow := slow_neurons(network, where, bf16):
+                display.say(slow)
             warm = warm_up(recipe, loader, network, autocast, objective, classes)
             display.say(f"warm-up and compilation: {warm:.1f} s (not counted as training)")
             if not place.checkpoint:

@@ -34,7 +34,7 @@ ALLOWED = {
     "faults": {"processes"},
     "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
     "state": {"errors", "checkpoint", "faults", "models", "processes", "progress", "recipes"},
-    "assemble": {"errors", "data", "models", "recipes"},
+    "assemble": {"errors", "data", "models", "recipes", "kernels", "neurons"},
     "operations": {"errors", "layers", "models", "neurons"},
     "corrupt": set(),
     "pictures": set(),

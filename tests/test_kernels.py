@@ -197,3 +197,20 @@ def test_auto_takes_the_reference_for_small_sequences_and_unknown_kernels_are_na
     assert kernels.choose("auto", torch.zeros(4, 8), Rule()) == "reference"
     with pytest.raises(UserError, match="did you mean 'compiled'"):
         kernels.choose("compild", torch.zeros(4, 8), Rule())
+
+
+def test_without_a_compiler_the_reference_runs_and_a_line_says_so(monkeypatch, tmp_path):
+    for cached in (native.compiler, native.available, native.library):
+        cached.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("SPIKETRAIN_CACHE", str(tmp_path))
+    try:
+        x = torch.randn(4, 1 << 14)
+        assert kernels.choose("auto", x, Rule()) == "reference"
+        assert "install g++" in kernels.fallback(Rule(), torch.float32)
+        with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+            kernels.choose("compiled", x, Rule())
+    finally:
+        for cached in (native.compiler, native.available, native.library):
+            cached.cache_clear()

@@ -59,9 +59,9 @@ def choose(kernel: str, x: Tensor, rule: Rule) -> str:
     return kernel
 
 
-def fallback() -> str:
-    """A line for the user where the processor has no fast kernels; empty where it has."""
-    if native.compiler() and native.available(Rule(), torch.float32):
+def fallback(rule: Rule, dtype: torch.dtype) -> str:
+    """A line for the user where `auto` has no fast kernel of that rule and dtype on the processor; empty where it has."""
+    if native.available(rule, dtype):
         return ""
     return "no C++ compiler works here: neurons are computed by the reference, which is several times slower (install g++)"
 
