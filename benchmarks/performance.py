@@ -18,7 +18,8 @@ from common import ROOT
 
 MARK = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
 HEADINGS = {
-    "side": "side", "part": "part", "layer": "layer", "dtype": "dtype", "layout": "layout", "batch_norm": "batch norm", "ms": "ms", "quartiles_ms": "quartiles", "n": "n",
+    "side": "side", "part": "part", "layer": "layer",
+    "dtype": "dtype", "layout": "layout", "batch_norm": "batch norm", "ms": "ms", "quartiles_ms": "quartiles", "n": "n",
     "times_least": "× least traffic", "images_per_s": "images/s", "times_ours": "× ours", "times_bound": "× bound", "step_mb": "step, MB",
     "whole_mb": "with weights, MB", "saved_mb": "saved for backward, MB", "steps": "T", "ms_a_step": "ms a step of T",
     "first_call_s": "first call, s", "share": "share",
