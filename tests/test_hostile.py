@@ -41,7 +41,7 @@ def test_changed_files_are_read_or_refused_in_one_line(kind, tmp_path):
         case = KINDS[kind](inside)
         results = [tried(lambda i=i: case(random.Random(f"{kind} test {i}"))) for i in range(60)]
     assert [text for result, text in results if result == "else"] == []
-    assert any(result == "refused" for result, _ in results)
+    assert kind == "cache" or any(result == "refused" for result, _ in results)  # a cache that is not whole is made again
     assert [p.name for p in tmp_path.iterdir()] == ["inside"]
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 
-from spiketrain import recipes
+from spiketrain import processes, recipes
 from spiketrain.assemble import load_data, make_loader
 from spiketrain.cli import main
 from spiketrain.data import imagenet, sets, shards
@@ -95,20 +95,22 @@ def test_what_is_seen_follows_from_seed_epoch_and_index_alone(tree, changes):
 
 @pytest.mark.parametrize("data", ["imnet", "imnet-shards"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_a_batch_and_the_test_part(tree, sharded, data, world):
+def test_ranks_share_a_batch_and_the_test_part(tree, sharded, data, world, monkeypatch):
     root = tree if data == "imnet" else sharded.parent
-    one = loader(root, data=data, drop_last=False, batch_size=9)
-    ranks = [loader(root, data=data, drop_last=False, batch_size=9) for _ in range(world)]
-    for rank, found in enumerate(ranks):
-        found.rank, found.world = rank, world
-    parts = [epoch(found, 1) for found in ranks]
+    one = epoch(loader(root, data=data, drop_last=False, batch_size=9), 1)
+    parts, tested = [], []
+    monkeypatch.setattr(processes, "world", lambda: world)
+    for rank in range(world):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        found = loader(root, data=data, drop_last=False, batch_size=9)
+        parts.append(epoch(found, 1))
+        tested += [y for _, y in found.test()]
     assert {len(part) for part in parts} == {3}
     labels = torch.cat([y for part in parts for _, y in part])
     assert labels.bincount().tolist() == [8, 8, 8]
     if data == "imnet":  # the batches of one process, its rows shared out in order
         joined = [tuple(map(torch.cat, zip(*batch, strict=True))) for batch in zip(*parts, strict=True)]
-        assert same(joined, epoch(one, 1))
-    tested = [y for found in ranks for _, y in found.test()]
+        assert same(joined, one)
     assert torch.cat(tested).bincount().tolist() == [3, 3, 3]
 
 
