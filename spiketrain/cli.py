@@ -197,7 +197,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+    return ((thing.__doc__ or "").strip().splitlines() or [""])[0]
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -155,7 +155,7 @@ def test_what_is_not_in_the_recipe_reaches_train(monkeypatch):
 
     seen = {}
     monkeypatch.setattr(sys.modules["spiketrain.train"], "train", lambda r, **rest: seen.update(rest))
-    monkeypatch.setattr(spiketrain.cli, "finish", lambda record: None)
+    monkeypatch.setattr(old, "finish", lambda record: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     words = "--device 3 --output o --resume r --tensorboard-dir t --data-root d --download".split()
     assert old.main(words) == 0

@@ -106,7 +106,7 @@ def start(output: Path, *flags: str) -> subprocess.Popen[str]:
 
 
 def wait_for(output: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         if list(output.glob(pattern)):
             return
         assert process.poll() is None, process.stderr.read()
