@@ -150,8 +150,6 @@ def test_no_used_option_is_ignored(option):
 
 
 def test_what_is_not_in_the_recipe_reaches_train(monkeypatch):
-    import spiketrain.cli
-    import spiketrain.train
 
     seen = {}
     monkeypatch.setattr(sys.modules["spiketrain.train"], "train", lambda r, **rest: seen.update(rest))
@@ -161,7 +159,7 @@ def test_what_is_not_in_the_recipe_reaches_train(monkeypatch):
     assert old.main(words) == 0
     assert seen == {
         "device": "cuda:3", "output": "o", "resume": "r", "tensorboard": "t", "data_root": "d", "download": True,
-        "command": "main.py " + " ".join(words),
+        "into": None, "checkpoint_every": "1", "skip_bad_steps": False, "command": "main.py " + " ".join(words),
     }  # fmt: skip
 
 
