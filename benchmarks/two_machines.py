@@ -52,7 +52,8 @@ def train(folder: Path, epochs: int) -> list[str]:
 
 def machine(i: int, work: list[str], log: Path) -> subprocess.Popen[bytes]:
     """torchrun in namespace `i`."""
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv-id", "two", "--rdzv-conf", REJOIN]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv-id", "two"]
+    rendezvous += ["--rdzv-conf", f"{REJOIN},is_host={'false' if i else 'true'}"]
     words = ["-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "9", *rendezvous]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": f"wire{i}", "SPIKETRAIN_TIMEOUT": TIMEOUT, "OMP_NUM_THREADS": "1"}
     command = ["ip", "netns", "exec", NAMES[i], sys.executable, *words, "--local-addr", ADDRESSES[i], *work]
