@@ -224,12 +224,15 @@ def main() -> int:
         print(f"{kind:<12} {tally.survived} of {tally.tried} survived, {seconds:.0f} s", *tally.faults, sep="\n  ", flush=True)
         kinds[kind] = dataclasses.asdict(tally) | {"seed": options.seed, "seconds": round(seconds)}
         faults += len(tally.faults)
-    kills = [kinds[k] for k in list(KINDS)[:6] if k in kinds]
-    total = {"tried": sum(k["tried"] for k in kills), "survived": sum(k["survived"] for k in kills)}
-    print(f"kills: {total['survived']} of {total['tried']} survived")
-    if options.store:
-        store(options.store, kills=total, kinds={k: kinds[k] for k in KINDS if k in kinds})
+        if options.store:
+            store(options.store, kills=kills(kinds), kinds={k: kinds[k] for k in KINDS if k in kinds})
+    print(f"kills: {kills(kinds)['survived']} of {kills(kinds)['tried']} survived")
     return 1 if faults else 0
+
+
+def kills(kinds: dict[str, Any]) -> dict[str, int]:
+    """The sums of the kinds that are kills."""
+    return {what: sum(kinds[k][what] for k in list(KINDS)[:6] if k in kinds) for what in ("tried", "survived")}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two processes with one thread each against one process with two: the same losses, and how fast.
 
-    python benchmarks/processes.py [--rounds 3] [--store results/benchmarks/processes.json]
+    python benchmarks/processes.py [--only speed] [--rounds 3] [--store results/benchmarks/processes.json]
 
 First the losses of 20 steps of the digits recipe, with several optimisers, in float64 and float32: no time is printed unless those in
 float64 agree to 1e-5. Then the seconds of a training step (batches of 64, T=4) of several networks on noise, in turns; every turn is a
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def zero(rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", metavar="JOB")
+    parser.add_argument("--only", default="losses,speed,zero", metavar="A,B", help="parts; those of the stored file that are left out stay")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--store", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -150,11 +152,16 @@ def main() -> None:
         if processes.leads():
             print(json.dumps(found))
         return
-    losses = agreement()
-    speeds = [speed(name, changes, options.rounds) for name, changes in NETWORKS.items()]
-    shared = zero(options.rounds)
+    found = json.loads(options.store.read_text()) if options.store and options.store.exists() else {}
+    parts: dict[str, Callable[[], Any]] = {
+        "losses": agreement,
+        "speed": lambda: [speed(name, changes, options.rounds) for name, changes in NETWORKS.items()],
+        "zero": lambda: zero(options.rounds),
+    }
+    for part in options.only.split(","):
+        found[part] = parts[part]()
     if options.store:
-        store(options.store, losses=losses, speed=speeds, zero=shared)
+        store(options.store, **{part: found[part] for part in parts if part in found})
 
 
 if __name__ == "__main__":
