@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from spiketrain import kernels, models
+from spiketrain import initial, kernels, models
 from spiketrain.data import sets
 from spiketrain.data.event_prepare import EventPrepare
 from spiketrain.data.image_augment import ImageAugment
@@ -120,20 +120,22 @@ def make_prepare(recipe: Recipe, data: DataSet) -> Prepare:
     mean, std = recipe.mean or mean, recipe.std or std
     if recipe.normalize == "none" or recipe.encoder != "direct":  # encoders take intensities in 0…1
         mean, std = (0.0,) * channels, (1.0,) * channels
-    crop, flip, policy = recipe.crop, recipe.flip, recipe.randaugment
+    crop, flip, policy = recipe.crop, recipe.flip and recipe.flip_by == "random", recipe.randaugment
     if data.train.stream:  # its view has cropped, mirrored and recoloured it
         crop, flip, policy = 0, False, ""
     return ImageAugment(
         mean, std, network_classes(recipe, data), crop, flip, policy, recipe.erase, recipe.erase_mode, recipe.mixup, recipe.cutmix,
-        recipe.mix_prob, recipe.smoothing,
+        recipe.mix_prob, recipe.smoothing, recipe.crop_fill,
     )  # fmt: skip
 
 
 def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
     """The recipe's batches."""
+    if recipe.flip and recipe.flip_by == "turn" and data.train.stream:
+        raise UserError("flip_by 'turn' is for images that are held, and these stream: set it to random")
     return Loader(
         data, make_prepare(recipe, data), recipe.batch_size, recipe.eval_batch_size, recipe.seed, device, recipe.drop_last, recipe.limit,
-        recipe.balanced, recipe.accumulate,
+        recipe.balanced, recipe.accumulate, recipe.flip and recipe.flip_by == "turn",
     )  # fmt: skip
 
 
@@ -153,6 +155,12 @@ def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Networ
     """The recipe's network for this data set, on the device, freshly initialised from the global generators."""
     check_size(recipe, data.sample_shape[0], network_classes(recipe, data))
     network = network_from(recipe, data.sample_shape[0], network_classes(recipe, data)).to(device)
+    if recipe.dirac:
+        initial.dirac(network)
+    if recipe.whiten:
+        if data.train.framed or data.train.stream:
+            raise UserError("whiten needs images that are held in memory: set it off")
+        initial.whiten(network, make_prepare(recipe, data).plain(data.train.inputs[: initial.IMAGES].to(device)))
     return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload]
 
 
@@ -179,6 +187,7 @@ def network_from(recipe: Recipe, channels: int, classes: int) -> Network:
         encoder=recipe.encoder,
         flatten_time=recipe.flatten_time,
         memory=recipe.memory,
+        levels=recipe.levels,
     )
 
 

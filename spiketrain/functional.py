@@ -289,3 +289,46 @@ def norm_scan(
     y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
     spikes, v = scan(y, v, decay, gain, threshold, alpha, rule)
     return spikes.to(x.dtype), v, found
+
+
+class _Levels(torch.autograd.Function):
+    """round(clip(h, 0, levels)), with slope 1 on 0…levels and 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, levels: int) -> Tensor:
+        clipped = h.clamp(0, levels)
+        ctx.save_for_backward(clipped == h)
+        return clipped.round_()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None
+
+
+def integer_step(
+    x: Tensor, v: Tensor | None, decay: Coefficient, threshold: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """One step of integer training (I-LIF: Luo et al., ECCV 2024): `[B,C,...]` → k/levels and the potential after the step.
+
+        u[t] = decay·v[t−1] + x[t],   k[t] = round(clip(u[t]/threshold, 0, levels)),   v[t] = u[t] − threshold·k[t]
+
+    k spikes stand for themselves: fired as k ones and levels − k zeros over `levels` virtual steps, whose mean is the output
+    k/levels, they give a linear layer behind the same mean (`spiketrain.unroll`). Gradient: that of round is 1.
+    """
+    u = x if v is None else decay * v + x
+    k: Tensor = _Levels.apply(u / threshold, levels)
+    return k / levels, u - threshold * k
+
+
+def integer_scan(
+    x: Tensor, v: Tensor | None, decay: Coefficient, threshold: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """`integer_step` over `[T,B,C,...]` → outputs `[T,B,C,...]` and the last potential."""
+    outputs = []
+    for x_t in x.unbind(0):
+        s, v = integer_step(x_t, v, decay, threshold, levels)
+        outputs.append(s)
+    assert v is not None
+    return torch.stack(outputs), v

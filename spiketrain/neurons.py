@@ -150,6 +150,42 @@ class PLIF(Leaky):
         return 1 - gain, gain
 
 
+class IntegerLIF(Neuron):
+    """LIF that counts while it is trained and spikes when it runs (I-LIF: Luo et al., ECCV 2024); see `functional.integer_step`.
+
+    Its output at a step is k/levels, k in 0 … levels: the mean of k binary spikes over `levels` virtual steps, which
+    `unroll.unroll` makes of a trained network. Reset by subtraction; the gradient passes through rounding as if it were not there.
+
+    Args:
+        tau: time constant in steps, ≥ 1; at T = 1 it means nothing. The input is not divided by it.
+        threshold: potential of a spike, in units of the input current.
+        levels: most spikes a step.
+    """
+
+    threshold: nn.Parameter
+
+    def __init__(self, tau: float = 2.0, threshold: float = 1.0, levels: int = 4) -> None:
+        super().__init__()
+        _check_tau(tau, tau >= 1, "at least 1 step")
+        if threshold <= 0 or levels < 1:
+            raise UserError(f"an ilif neuron needs a threshold above 0 and at least 1 level, not {threshold:g} and {levels}")
+        self.decay, self.levels = 1 - 1 / tau, levels
+        self.threshold = nn.Parameter(_as_tensor(threshold), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_floating(x)
+        return self.scan(x)[0]
+
+    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return functional.integer_step(x, state, self.decay, self.threshold.to(x.dtype), self.levels)
+
+    def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return functional.integer_scan(x, state, self.decay, self.threshold.to(x.dtype), self.levels)
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay:g}, levels={self.levels}"
+
+
 class ReLU(Neuron):
     """No neuron at all: max(0, x) at every step. The yardstick: the same network as an ANN. Takes no options."""
 
@@ -163,14 +199,14 @@ class ReLU(Neuron):
         return torch.relu(x), None
 
 
-NEURONS: dict[str, type[Neuron]] = {"if": IF, "lif": LIF, "plif": PLIF, "relu": ReLU}
+NEURONS: dict[str, type[Neuron]] = {"if": IF, "lif": LIF, "plif": PLIF, "ilif": IntegerLIF, "relu": ReLU}
 
 
 @dataclass(frozen=True)
 class Spec:
     """Everything that describes a neuron, by name and numbers; `make()` builds one. Fields as in `Leaky` and `LIF`.
 
-    `tau` has no meaning for `if`, and nothing but the name has for `relu`.
+    `tau` has no meaning for `if`, `levels` has one for `ilif` alone, and nothing but the name has one for `relu`.
     """
 
     name: str = "lif"
@@ -184,6 +220,7 @@ class Spec:
     learn_threshold: bool = False
     learn_alpha: bool = False
     kernel: str = "auto"
+    levels: int = 4
 
     def make(self) -> Neuron:
         """A fresh neuron; `UserError` where the description is wrong."""
@@ -191,6 +228,8 @@ class Spec:
             raise unknown("neuron", self.name, NEURONS)
         if self.name == "relu":
             return ReLU()
+        if self.name == "ilif":
+            return IntegerLIF(self.tau, self.threshold, self.levels)
         leaky = {f: getattr(self, f) for f in _LEAKY_FIELDS}
         if self.name == "if":
             return IF(**leaky)

@@ -101,6 +101,7 @@ def train(
                     train_epoch(state, loader, spread, autocast, objective, folder, every, signals, display, skip_bad_steps)
                     begun = time.perf_counter()
                     seed_everything(recipe.seed, state.epoch, loader.batches, processes.rank())
+                    network.steps = recipe.steps
                     result = evaluate(state.tested, loader.test(), autocast, classes, lambda: signals.stop != 0)
                     if any(processes.any_of(signals.stop != 0)):
                         _stop(state, folder, signals)
@@ -130,6 +131,7 @@ def train_epoch(
     """The batches of an epoch that are still to be trained on; writes a checkpoint when one is due, and one when told to stop."""
     recipe, epoch, network = state.recipe, state.epoch, state.network
     network.train()
+    network.steps = recipe.steps_in(epoch)
     begun, before = time.perf_counter(), state.spent
     mix = not recipe.mix_off_epoch or epoch < recipe.mix_off_epoch
     for inputs, labels in loader.train(epoch, mix, state.batch):

@@ -21,20 +21,31 @@ from spiketrain.data.types import ALL, Rows
 from spiketrain.errors import UserError
 
 
-def crop_and_flip(images: Tensor, padding: int, flip: bool, rows: Rows = ALL) -> Tensor:
-    """Each image shifted by up to ±padding pixels over zeros, and mirrored with probability ½. `[B,C,H,W]`, one draw an image."""
+def crop_and_flip(images: Tensor, padding: int, flip: bool, rows: Rows = ALL, fill: str = "zero") -> Tensor:
+    """Each image shifted by up to ±padding pixels, and mirrored with probability ½. `[B,C,H,W]`, one draw an image.
+
+    fill: what comes in from outside, "zero" or "reflect": the image mirrored at its edge.
+    """
     whole, device = len(images), images.device
     images = images[rows]
     b, _, h, w = images.shape
-    padded = F.pad(images, (padding,) * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, whole, 1), device=device)[:, rows]
     columns = torch.arange(w, device=device).expand(b, w)
     if flip:
         mirrored = (torch.rand(whole, 1, device=device) < 0.5)[rows]
         columns = torch.where(mirrored, w - 1 - columns, columns)
-    lines = top + torch.arange(h, device=device)
-    picked = padded[torch.arange(b, device=device)[:, None, None], :, lines[:, :, None], (left + columns)[:, None, :]]
+    lines, columns = top + torch.arange(h, device=device), left + columns
+    if fill == "reflect":
+        lines, columns = (_reflected(at - padding, side) for at, side in ((lines, h), (columns, w)))
+    else:
+        images = F.pad(images, (padding,) * 4)
+    picked = images[torch.arange(b, device=device)[:, None, None], :, lines[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # the gather made it channels-last
+
+
+def _reflected(at: Tensor, side: int) -> Tensor:
+    """Places −side+1 … 2·side−2 mirrored at the first and last one."""
+    return (side - 1) - ((side - 1) - at.abs()).abs()
 
 
 Operation = Callable[[Tensor, float], Tensor]
@@ -112,8 +123,8 @@ class RandAugment:
 class ImageAugment:
     """What is done to a training batch, in this order; `mean` and `std` a channel, of pixels in 0…1, normalise test batches too.
 
-    crop: padding in pixels (0: none); flip; randaugment in timm's notation ("": none); erase: probability of random
-    erasing, erase_mode "pixel" or "const"; mixup and cutmix: the Beta parameters (0: off), mix_prob: of mixing a batch.
+    crop: padding in pixels (0: none), crop_fill: see `crop_and_flip`; flip; randaugment in timm's notation ("": none); erase:
+    probability of random erasing, erase_mode "pixel" or "const"; mixup and cutmix: the Beta parameters (0: off), mix_prob: of mixing.
     """
 
     mean: tuple[float, ...]
@@ -128,12 +139,16 @@ class ImageAugment:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     smoothing: float = 0.0
+    crop_fill: str = "zero"
 
     def __post_init__(self) -> None:
         if self.randaugment:
             RandAugment.parse(self.randaugment)
         if self.erase_mode not in ("pixel", "const", "rand"):
             raise UserError(f"erase_mode must be pixel, const or rand, not {self.erase_mode!r}")
+
+        if self.crop_fill not in ("zero", "reflect"):
+            raise UserError(f"crop_fill must be zero or reflect, not {self.crop_fill!r}")
 
     def plain(self, images: Tensor) -> Tensor:
         """uint8 `[B,C,H,W]` → float, channels-last, normalised."""
@@ -150,7 +165,7 @@ class ImageAugment:
         """
         whole, mixing = len(images), mix and (self.mixup or self.cutmix) and len(images) > 1
         early, late = (ALL, rows) if self.erase or mixing else (rows, ALL)
-        images = crop_and_flip(images, self.crop, self.flip, early) if self.crop or self.flip else images[early]
+        images = crop_and_flip(images, self.crop, self.flip, early, self.crop_fill) if self.crop or self.flip else images[early]
         labels = labels[early]
         if self.randaugment:
             images = RandAugment.parse(self.randaugment)(images.contiguous(), whole, early)

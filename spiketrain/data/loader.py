@@ -47,7 +47,8 @@ class Loader:
 
     `limit` > 0 keeps so many training samples, of an order drawn once. `balanced` draws an epoch's samples with replacement,
     every class with the same probability. `batch_size` is of all processes together; `parts` is how many parts a batch will be
-    split into, each of which the processes share.
+    split into, each of which the processes share. `turns` mirrors every image every other epoch, half of them in the even ones
+    (K. Jordan 2024: an image is then seen from both sides equally often).
     """
 
     data: DataSet
@@ -60,11 +61,13 @@ class Loader:
     limit: int = 0
     balanced: bool = False
     parts: int = 1
+    turns: bool = False
 
     def __post_init__(self) -> None:
         self._train, self._test = self._place(self.data.train), self._place(self.data.test)
         self._samples = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.seed))
         self._samples = self._samples[: self.limit or None]
+        self._odd = torch.rand(len(self.data.train), generator=torch.Generator().manual_seed(self.seed)) < 0.5
         for i in (0, self.batches - 1):
             if any(len(range(*r.indices(self.size(i)))) == 0 for r in processes.rows(self.size(i), self.parts)):
                 cause = f"a batch of {self.size(i)} samples in {self.parts} parts for {processes.world()} processes"
@@ -98,7 +101,11 @@ class Loader:
         for i in range(start, self.batches):
             seed_everything(self.seed, epoch, i)
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            batch = self.prepare.train(*self._pick(self._train, chosen), mix=mix, rows=self._rows(len(chosen)))
+            inputs, labels = self._pick(self._train, chosen)
+            if self.turns:
+                mirrored = (self._odd[chosen] ^ (epoch % 2 == 1)).to(inputs.device)
+                inputs = torch.where(mirrored.view(-1, *(1,) * (inputs.dim() - 1)), inputs.flip(-1), inputs)
+            batch = self.prepare.train(inputs, labels, mix=mix, rows=self._rows(len(chosen)))
             if processes.rank():
                 seed_everything(self.seed, epoch, i, processes.rank())
             yield batch

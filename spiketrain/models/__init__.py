@@ -23,6 +23,7 @@ MODELS: dict[str, Callable[[Plan], nn.Module]] = {
         convnet.digits_convnet,
         convnet.mnist_convnet,
         convnet.small_convnet,
+        convnet.fast_convnet,
         resnet.resnet9,
         resnet.resnet18,
         resnet.resnet18_pooled,
@@ -81,12 +82,13 @@ def build(
     encoder: str = "direct",
     flatten_time: bool = False,
     memory: str = "speed",
+    levels: int = 4,
 ) -> Network:
     """The network of that name.
 
     name: `MODELS`; neuron: `neurons.NEURONS`, with tau … kernel as `neurons.Leaky` and `neurons.LIF` have them; norm:
     `layers.NORMS`; steps: T of static images; width: factor on all channels; encoder: `layers.ENCODERS`; flatten_time: see
-    `Network`; memory: `saving.MEMORY`, what is kept for the backward pass. Raises `UserError` with the
+    `Network`; memory: `saving.MEMORY`, what is kept for the backward pass; levels: of `ilif`. Raises `UserError` with the
     nearest match where a name is unknown.
 
     >>> build("resnet18", neuron="lif", surrogate="atan", steps=4).steps
@@ -98,7 +100,7 @@ def build(
     for kind, value, known in names:
         if value not in known:
             raise unknown(kind, value, known)
-    spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel)
+    spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel, levels)
     channels = in_channels * steps if flatten_time else in_channels
     body = MODELS[name](Plan(spec, norm, channels, num_classes, width, memory))
     return Network(body, in_channels, steps, encoder, flatten_time)

@@ -60,6 +60,9 @@ class Recipe:
     norm: str = _field("time", "network", "batch norm over all steps at once, or a step at a time", ("time", "step"))
     steps: int = _field(4, "network", "time steps T", low=1, high=10_000)
     encoder: str = _field("direct", "network", "how an image becomes T inputs", ("direct", "rate", "ttfs", "phase"))
+    curriculum: tuple[float, ...] = _field((), "network", "T in equal shares of the epochs, as 1,2,4, the last of them steps; empty: steps")
+    whiten: bool = _field(False, "network", "set the stem's weights by training images, and keep them (fast_convnet)")
+    dirac: bool = _field(False, "network", "convolutions begin by passing their input on, as far as their channels go")
     flatten_time: bool = _field(False, "network", "make the T steps channels of a single one")
 
     neuron: str = _field("lif", "neuron", "name of a neuron")
@@ -70,6 +73,7 @@ class Recipe:
     reset: str = _field("hard", "neuron", "to zero, or by subtraction of the threshold", ("hard", "soft"))
     detach: bool = _field(True, "neuron", "no gradient through the reset")
     strict: bool = _field(False, "neuron", "fire at u > threshold only; else at u ≥ threshold")
+    levels: int = _field(4, "neuron", "of ilif: most spikes a step", low=1, high=1 << 16)
     learn_threshold: bool = _field(False, "neuron", "train the thresholds")
     learn_alpha: bool = _field(False, "neuron", "train the steepness of the surrogate")
 
@@ -103,6 +107,8 @@ class Recipe:
 
     crop: int = _field(0, "augmentation", "random crop with this padding in pixels; 0: none", low=0, high=1024)
     flip: bool = _field(False, "augmentation", "mirror half of the images")
+    crop_fill: str = _field("zero", "augmentation", "what crop moves in from outside: zeros, or the image mirrored", ("zero", "reflect"))
+    flip_by: str = _field("random", "augmentation", "mirror at random, or every image every other epoch", ("random", "turn"))
     random_crop: bool = _field(True, "augmentation", "images that stream: a random part, scaled; off: the middle, as in tests")
     area: tuple[float, ...] = _field((0.08, 1.0), "augmentation", "of that part: smallest and largest share of the image")
     aspect: tuple[float, ...] = _field((0.75, 4 / 3), "augmentation", "of that part: smallest and largest width by height")
@@ -134,6 +140,15 @@ class Recipe:
             raise UserError(f"accumulate {self.accumulate} is more than the batch size {self.batch_size}")
         if self.frames_by == "window" and not self.frame_window:
             raise UserError("frames_by 'window' needs frame_window, the length of a frame in µs")
+
+        if self.curriculum and (min(self.curriculum) < 1 or any(t % 1 for t in self.curriculum) or self.curriculum[-1] != self.steps):
+            raise UserError(f"curriculum must be whole numbers from 1 on, of which the last is steps ({self.steps})")
+        if self.curriculum and self.flatten_time:
+            raise UserError("curriculum and flatten_time do not go together: flatten_time needs the same T always")
+
+    def steps_in(self, epoch: int) -> int:
+        """T in an epoch (from 0)."""
+        return int(self.curriculum[epoch * len(self.curriculum) // self.epochs]) if self.curriculum else self.steps
 
     def but(self, **changes: Any) -> "Recipe":
         """The same recipe with some fields changed."""

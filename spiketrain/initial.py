@@ -1,0 +1,43 @@
+"""Weights that a network begins with: convolutions that pass on, a stem that whitens."""
+
+import torch
+from torch import Tensor, nn
+
+from spiketrain.errors import UserError
+from spiketrain.models import Network
+
+IMAGES = 5000
+"""So many training images are looked at."""
+EPSILON = 5e-4
+"""Added to the variances, so that directions in which images hardly vary are not blown up."""
+
+
+@torch.no_grad()
+def dirac(network: nn.Module) -> None:
+    """Every convolution but the first hands its input channels on to its first output channels; the others stay as they were drawn.
+
+    Source: K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.3; Zagoruyko and Komodakis 2017.
+    """
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    for conv in convolutions[1:]:
+        shared = min(conv.in_channels, conv.out_channels)
+        nn.init.dirac_(conv.weight[:shared])
+
+
+@torch.no_grad()
+def whiten(network: Network, images: Tensor) -> None:
+    """Sets the first convolution so that patches of the images come out uncorrelated and of variance 1, each with both signs; freezes it.
+
+    Rows are e/√(λ + ε) and its negative for every eigenvector e, of eigenvalue λ, of the patches' covariance; the bias is left to be
+    trained. images: `[N,C,H,W]`, normalised. `UserError` where the convolution has not 2·C·k² outputs. Source: as `dirac`, section 3.2.
+    """
+    conv = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
+    side = conv.kernel_size[0]
+    count = conv.in_channels * side * side
+    if conv.out_channels != 2 * count or conv.in_channels != images.shape[1]:
+        raise UserError(f"whiten needs a stem with {2 * count} channels, as fast_convnet has, not {conv.out_channels}: set it off")
+    patches = images.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, count).double()
+    variances, directions = torch.linalg.eigh(torch.cov(patches.T))
+    rows = (directions / (variances + EPSILON).sqrt()).T.flip(0).to(conv.weight.dtype).view(count, *conv.weight.shape[1:])
+    conv.weight.copy_(torch.cat((rows, -rows)))
+    conv.weight.requires_grad_(False)
