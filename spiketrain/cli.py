@@ -151,7 +151,7 @@ def finish(record: Any) -> None:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from spiketrain.trained import open_record
+    from spiketrain.trained import open_record, unrolled
 
     allow(options.model)
     trained = open_record(options.record, options.data_root, options.device)
@@ -162,6 +162,9 @@ def _eval(options: argparse.Namespace) -> int:
         print(f"  first {steps:2d} of {len(result.by_step)} steps  {accuracy:6.2f} %")
     for name, rate in result.rates.items():
         print(f"  firing rate of {name:<24} {rate:.4f}")
+    if options.unrolled:
+        accuracy, gap = unrolled(trained)
+        print(f"unrolled to binary spikes  {accuracy:.2f} %; in float64 the logits of a batch differ by at most {gap:.1e}")
     return 0
 
 
@@ -279,6 +282,7 @@ def _parser() -> Parser:
 
     test = commands.add_parser("eval", help="test a trained network again", allow_abbrev=False, formatter_class=Wide)
     test.add_argument("record", metavar="RECORD", help="a run's folder, or the record.json in it")
+    test.add_argument("--unrolled", action="store_true", help="test a network of ilif neurons as one of binary spikes, too")
     _add_places(test)
     test.set_defaults(run=_eval, parser=test)
 

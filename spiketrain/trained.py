@@ -1,5 +1,6 @@
 """A trained network, opened from its record: what `eval`, `verify` and `analyze` have in common."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spiketrain import assemble, checkpoint
+from spiketrain import assemble, checkpoint, unroll
 from spiketrain.data.loader import Loader
 from spiketrain.data.types import DataSet
 from spiketrain.errors import UserError
@@ -59,3 +60,10 @@ def open_record(path: str | Path, data_root: str | Path | None = None, device: s
     network = assemble.build_network(recipe, data, where)
     checkpoint.load_weights(network, record.folder / checkpoint.WEIGHTS)
     return Trained(record, recipe, data, network.eval(), assemble.make_loader(recipe, data, where), where)
+
+
+def unrolled(trained: Trained) -> tuple[float, float]:
+    """A network of ilif neurons as one of binary spikes: its accuracy, %, and the largest difference of a batch's logits in float64."""
+    binary = dataclasses.replace(trained, network=unroll.unroll(trained.network))
+    images, _ = next(trained.test())
+    return binary.evaluate().accuracy, unroll.difference(trained.network, images)

@@ -40,7 +40,7 @@ ALLOWED = {
     "operations": {"errors", "layers", "models", "neurons"},
     "corrupt": set(),
     "pictures": set(),
-    "trained": {"errors", "assemble", "checkpoint", "data", "evaluate", "models", "recipes", "record"},
+    "trained": {"errors", "assemble", "checkpoint", "data", "evaluate", "models", "recipes", "record", "unroll"},
     "verify": {"errors", "checkpoint", "models", "record", "trained"},
     "analyze": {"corrupt", "functional", "operations", "evaluate", "neurons", "objective", "record", "trained"},
     "bench": {"errors", "files", "assemble", "models", "recipes", "record", "report"},

@@ -146,6 +146,9 @@ class Recipe:
         if self.curriculum and self.flatten_time:
             raise UserError("curriculum and flatten_time do not go together: flatten_time needs the same T always")
 
+        if self.division == "strict" and (self.neuron == "ilif" or self.curriculum):
+            raise UserError("ilif neurons and a curriculum of T are not of the strict division: set division to open")
+
     def steps_in(self, epoch: int) -> int:
         """T in an epoch (from 0)."""
         return int(self.curriculum[epoch * len(self.curriculum) // self.epochs]) if self.curriculum else self.steps
