@@ -164,7 +164,7 @@ def groups(count: int, tally: Tally) -> None:
         base = Path(name)
 
         def group(folder: Path) -> subprocess.Popen[bytes]:
-            words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "9", "-m", "spiketrain"]
+            words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "9", "-m", "spiketrain"]
             with (base / "log.txt").open("wb") as log:
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 return subprocess.Popen([sys.executable, *words, *TRAIN, "--into", str(folder)], stdout=log, stderr=log, env=environment)

@@ -84,7 +84,7 @@ def launch(count: int, job: dict[str, Any]) -> dict[str, Any]:
     """The job in `count` processes on two cores: two threads for one, one for each of two."""
     words = [__file__, "--worker", json.dumps(job)]
     if count > 1:
-        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), *words]
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
     environment = os.environ | {"OMP_NUM_THREADS": str(2 // count)}
     made = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
     for line in made.stdout.splitlines():

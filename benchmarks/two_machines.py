@@ -4,8 +4,9 @@
 
 Each has a torchrun of its own, `--nnodes 1:2`, and they find each other through the address of the first. After some epochs the link of
 the second goes down and, with the link down, its processes are killed: nobody can say goodbye. The first goes on alone from the last
-checkpoint. The second then comes back, and both end the run together. The accuracy must be that of an undisturbed run of one process,
-within `--within` percentage points: the batches are the same, but float32 sums are rounded differently. Needs root (`ip netns`).
+checkpoint. The second then comes back, and both end the run together. float32 sums are rounded differently in two processes, so that
+the run is another draw of what a seed draws: its accuracy must be the mean of undisturbed runs of one process with three seeds, within
+`--within` percentage points (a sample of the 359 is 0.28). Needs root (`ip netns`).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import contextlib
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,8 +28,11 @@ from common import store
 from spiketrain.record import Record
 
 NAMES, ADDRESSES, PORT = (f"spike{os.getpid()}a", f"spike{os.getpid()}b"), ("10.231.7.1", "10.231.7.2"), 29411
-REJOIN = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3"
+REJOIN = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=10"
 TIMEOUT = "10"
+SEEDS = 3
+NO_SHARING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""With a store that lasts over restarts, torchrun (2.14) tells its address once: a machine that comes back would wait for it in vain."""
 
 
 def ip(*words: str) -> None:
@@ -45,8 +50,8 @@ def connect() -> None:
         ip("-n", name, "link", "set", f"wire{i}", "up")
 
 
-def train(folder: Path, epochs: int) -> list[str]:
-    recipe = ["digits", "--epochs", str(epochs), "--device", "cpu"]
+def train(folder: Path, epochs: int, seed: int = 0) -> list[str]:
+    recipe = ["digits", "--epochs", str(epochs), "--seed", str(seed), "--device", "cpu"]
     return ["-m", "spiketrain", "train", *recipe, "--checkpoint-every", "0.5s", "--into", str(folder)]
 
 
@@ -55,7 +60,7 @@ def machine(i: int, work: list[str], log: Path) -> subprocess.Popen[bytes]:
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{PORT}", "--rdzv-id", "two"]
     rendezvous += ["--rdzv-conf", f"{REJOIN},is_host={'false' if i else 'true'}"]
     words = ["-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "9", *rendezvous]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": f"wire{i}", "SPIKETRAIN_TIMEOUT": TIMEOUT, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": f"wire{i}", "SPIKETRAIN_TIMEOUT": TIMEOUT, "OMP_NUM_THREADS": "1", **NO_SHARING}
     command = ["ip", "netns", "exec", NAMES[i], sys.executable, *words, "--local-addr", ADDRESSES[i], *work]
     with log.open("ab") as stream:
         return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
@@ -91,7 +96,9 @@ class Story:
         until = time.monotonic() + seconds
         while not happened():
             if first.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"the first machine has ended, or nothing happened in {seconds} s:\n{self.text()[-3000:]}")
+                second = self.log.with_name("second.txt").read_text(errors="replace")
+                said = f"{self.text()[-3000:]}\nthe second says:\n{second[-3000:]}"
+                raise SystemExit(f"the first machine has ended, or nothing happened in {seconds} s:\n{said}")
             time.sleep(0.05)
 
 
@@ -139,8 +146,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="machines") as name:
         base = Path(name)
-        undisturbed = [sys.executable, *train(base / "alone", options.epochs), "--quiet"]
-        subprocess.run(undisturbed, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        for seed in range(SEEDS):
+            undisturbed = [sys.executable, *train(base / f"alone{seed}", options.epochs, seed), "--quiet"]
+            subprocess.run(undisturbed, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         try:
             connect()
             events = run(base, options.epochs)
@@ -148,12 +156,13 @@ def main() -> int:
             for i in (0, 1):
                 kill_all(i)
                 subprocess.run(["ip", "netns", "delete", NAMES[i]], check=False)
-        alone, found = Record.load(base / "alone"), Record.load(base / "run")
-    apart = abs(found.test_accuracy - alone.test_accuracy)
-    print(f"test accuracy {found.test_accuracy:.2f} %, undisturbed in one process {alone.test_accuracy:.2f} %; {len(found.curve)} epochs")
+        alone, found = [Record.load(base / f"alone{seed}") for seed in range(SEEDS)], Record.load(base / "run")
+    each = [record.test_accuracy for record in alone]
+    apart = abs(found.test_accuracy - statistics.mean(each))
+    print(f"test accuracy {found.test_accuracy:.2f} %, undisturbed in one process {each} %; {len(found.curve)} epochs")
     if options.store:
-        loss = {"run": found.curve[-1]["train_loss"], "undisturbed": alone.curve[-1]["train_loss"]}
-        accuracy = {"run": found.test_accuracy, "undisturbed": alone.test_accuracy}
+        loss = {"run": found.curve[-1]["train_loss"], "undisturbed": [record.curve[-1]["train_loss"] for record in alone]}
+        accuracy = {"run": found.test_accuracy, "undisturbed": each}
         store(options.store, events=events, epochs=len(found.curve), timeout_seconds=int(TIMEOUT), test_accuracy=accuracy, train_loss=loss)
     return 0 if apart <= options.within and len(found.curve) == options.epochs else 1
 

@@ -232,7 +232,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{file}: not there") from None
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: damaged, or not safetensors ({error})") from error
+        raise UserError(f"{file}: damaged, or not safetensors ({one_line(error)})") from error
 
 
 def _all(folder: Path) -> list[Path]:

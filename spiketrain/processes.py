@@ -8,6 +8,8 @@ returns is the same in all of them, unless it says otherwise.
 import contextlib
 import datetime
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from spiketrain.errors import UserError
@@ -65,7 +69,8 @@ def join(device: torch.device) -> Iterator[torch.device]:
         if mine:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             seconds = float(os.environ.get(TIMEOUT_VARIABLE, "600"))
-            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=seconds))
+            store, rank_, world_ = _own_store(seconds)
+            dist.init_process_group(backend, store=store, rank=rank_, world_size=world_, timeout=datetime.timedelta(seconds=seconds))
         yield device
     except RuntimeError as error:
         text = str(error)
@@ -75,6 +80,43 @@ def join(device: torch.device) -> Iterator[torch.device]:
         raise GroupLost(f"{me} has lost the others ({text.splitlines()[0][-120:]})") from error
     if mine:
         dist.destroy_process_group()
+
+
+def _own_store(seconds: float) -> tuple[Store, int, int]:
+    """The store by which these processes find each other, the number of this one, and how many there are.
+
+    torchrun keeps one store for all its restarts, in which the addresses of processes that have died still lie; a process that reads
+    one of these waits for nobody. (How often this torchrun has restarted is no name either: with several machines each counts for
+    itself.) So process 0 makes up a name, under which nothing lies yet, and tells it to those alone who ask with a name of their own.
+    """
+    store, me, count = next(rendezvous("env://", timeout=datetime.timedelta(seconds=seconds)))
+    name = mine = uuid.uuid4().hex
+    others = range(1, count)
+
+    def all_here() -> bool:
+        for asking in (f"asks {i}" for i in others if store.check([f"asks {i}"])):
+            store.set(f"to {store.get(asking).decode()}", name)
+        return all(store.check([f"{name} has {i}"]) for i in others)
+
+    if me == 0:
+        _wait(all_here, seconds)
+    else:
+        store.set(f"asks {me}", mine)
+        _wait(lambda: store.check([f"to {mine}"]), seconds)
+        name = store.get(f"to {mine}").decode()
+        store.set(f"{name} has {me}", "")
+    store.set_timeout(datetime.timedelta(seconds=seconds))
+    return PrefixStore(name, store), me, count
+
+
+def _wait(happened: Callable[[], bool], seconds: float) -> None:
+    """Waits here and not in the store, where no signal would be heard."""
+    until = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > until:
+            me = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
+            raise GroupLost(f"{me} has not found the others in {seconds:g} s ({TIMEOUT_VARIABLE})")
+        time.sleep(0.02)
 
 
 def _own_gpu() -> torch.device:
@@ -117,9 +159,9 @@ def add_up(values: Tensor) -> Tensor:
     if world() > 1 and values.is_cuda:
         dist.all_reduce(values)
     elif world() > 1:
-        every = values.new_empty(world() * values.numel())
-        dist.all_gather_into_tensor(every, values.view(-1))
-        values.copy_(every.view(world(), *values.shape).sum(0))
+        every = values.new_empty(world(), *values.shape)
+        dist.all_gather(list(every), values)
+        values.copy_(every.sum(0))
     return values
 
 

@@ -74,7 +74,7 @@ def _measured(records: Sequence[Record]) -> tuple[str, ...]:
         f"{statistics.mean(rates):.3f}" if rates else "–",
         f"{sops / 1e6:.4g}" if sops is not None else "–",
         f"{energy / 1e3:.4g}" if energy is not None else "–",
-        f"{seen / seconds:,.0f}",
+        f"{seen / seconds:,.0f}" if seconds else "–",
         f"{seconds / len(records) / 60:.2f}",
         "; ".join(sorted(places)),
         ", ".join(sorted(commits)),

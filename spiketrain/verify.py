@@ -39,7 +39,7 @@ def _source(record: Record) -> str:
     if not record.commit:
         raise _refuse(record, "it names no commit: train from a checkout of the source")
     if record.commit.endswith("+changes") or len(record.commit) != 40:
-        raise _refuse(record, f"its source was edited, or its commit is none ({record.commit}): commit first, then train")
+        raise _refuse(record, f"its source was edited, or its commit is none ({record.commit[:60]}): commit first, then train")
     return f"commit     {record.commit}"
 
 

@@ -15,12 +15,13 @@ import torch
 import yaml
 from PIL import Image
 
-from spiketrain import cli_bench, page, recipes, tables
+from spiketrain import checkpoint, cli_bench, page, recipes, tables
 from spiketrain.cli import main
 from spiketrain.data import event_layouts, images
 from spiketrain.data.unpack import unpack
 from spiketrain.errors import UserError, one_line
 from spiketrain.record import Record
+from spiketrain.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -116,6 +117,26 @@ def test_text_of_a_record_breaks_no_table_and_no_page(tmp_path):
     row = tables.of([made]).splitlines()[-1]
     assert row.replace("\\|", "").count("|") == len(tables.HEAD) + 1
     assert "alert(1)</script>" not in page.page([made])
+
+
+def test_a_record_that_took_no_time_or_names_a_long_commit(tmp_path):
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps(hostile_runs.a_record() | {"train_seconds": 0.0}))
+    assert len(tables.of([Record.load(tmp_path)]).splitlines()) == 3
+    file.write_text(json.dumps(hostile_runs.a_record() | {"commit": "x" * 5000}))
+    with pytest.raises(UserError, match="its commit is none") as refused:
+        list(verify(tmp_path))
+    assert str(refused.value) == one_line(refused.value)
+
+
+def test_what_a_library_says_of_a_file_is_one_printable_line(tmp_path):
+    """safetensors repeats what stands in the header."""
+    header = json.dumps({"a": {"dtype": "\x1b[2J\n", "shape": [], "data_offsets": [0, 0]}}).encode()
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="not safetensors") as refused:
+        checkpoint.load_weights(torch.nn.Linear(1, 1), file)
+    assert str(refused.value).isprintable()
 
 
 def test_promoted_records_are_records():

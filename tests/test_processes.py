@@ -5,12 +5,17 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from conftest import ROOT
+from safetensors.torch import load_file
 
 import spiketrain as st
 from spiketrain import assemble, processes, sync
@@ -157,6 +162,48 @@ def test_a_mistake_in_all_processes_is_said_once(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         assert main(["train", "digitz"]) == 2
         assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_processes_that_start_again_do_not_find_those_that_died(monkeypatch):
+    """torchrun keeps one store: in it lie the name that a process of the last start asked with, and where it listened."""
+    kept = dist.HashStore()
+    rank = threading.local()
+    monkeypatch.setattr(processes, "rendezvous", lambda *words, **named: iter([(kept, rank.number, 3)]))
+
+    def start(number: int, late: float, turn: bytes) -> list[int]:
+        rank.number = number
+        time.sleep(late)
+        store, me, count = processes._own_store(20.0)
+        assert (me, count) == (number, 3)
+        store.set(f"address {number}", turn)
+        return [i for i in range(3) if store.get(f"address {i}") != turn]
+
+    for turn, late in ((b"first", 0.0), (b"second", 0.05), (b"third", -0.05)):
+        with ThreadPoolExecutor(3) as pool:
+            found = [pool.submit(start, i, 0.1 + (i - 1) * late, turn) for i in range(3)]
+            assert [dead.result() for dead in found] == [[], [], []]
+
+
+def test_a_killed_process_is_restarted_with_the_others_and_changes_no_bit(run, tmp_path):
+    """torchrun starts the group again; it finds its folder by itself and ends as the run that nobody disturbed."""
+    script = tmp_path / "dies.py"
+    script.write_text(
+        "import os, signal, sys\nimport spiketrain.train\nfrom spiketrain.cli import main\n"
+        "module, seen = spiketrain.train.__globals__, []\nreal = module['train_step']\n"
+        "def step(*words):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 7 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*words)\n"
+        "module['train_step'] = step\n"
+        f"sys.exit(main(['train', 'digits', *{[*TINY, '--output', str(tmp_path / 'out')]!r}]))\n"
+    )
+    done = torchrun("--max-restarts", "1", str(script), PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    ours, theirs = (load_file(str(f / "weights.safetensors")) for f in (folder, run))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    assert [e["train_loss"] for e in Record.load(folder).curve] == [e["train_loss"] for e in Record.load(run).curve]
 
 
 def test_dropping_the_norm_makes_parts_equal_the_whole_batch():
