@@ -100,6 +100,8 @@ class Recipe:
     smoothing: float = _field(0.0, "loss", "label smoothing", low=0.0, high=1.0)
     tet_lambda: float = _field(0.0, "loss", "weight of TET's regulariser", low=0.0, high=1.0)
     tet_phi: float = _field(1.0, "loss", "value that TET's regulariser pulls logits to")
+    distil: float = _field(0.0, "loss", "weight of self-distillation: a sample's most confident step teaches its least confident", low=0.0)
+    distil_tau: float = _field(2.0, "loss", "temperature of self-distillation", low=0.01)
 
     crop: int = _field(0, "augmentation", "random crop with this padding in pixels; 0: none", low=0, high=1024)
     flip: bool = _field(False, "augmentation", "mirror half of the images")
