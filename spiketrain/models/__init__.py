@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from spiketrain.errors import UserError, unknown
-from spiketrain.layers import ENCODERS
+from spiketrain.layers import ENCODERS, NormSpec
 from spiketrain.models import convnet, resnet
 from spiketrain.models.network import Network, Plan, count_macs, count_parameters
 from spiketrain.neurons import NEURONS, Spec
@@ -100,7 +100,8 @@ def build(
             raise unknown(kind, value, known)
     spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel)
     channels = in_channels * steps if flatten_time else in_channels
-    body = MODELS[name](Plan(spec, norm, channels, num_classes, width, memory))
+    norms = NormSpec(norm, threshold, 1 if flatten_time else steps)
+    body = MODELS[name](Plan(spec, norms, channels, num_classes, width, memory))
     return Network(body, in_channels, steps, encoder, flatten_time)
 
 

@@ -57,7 +57,10 @@ class Recipe:
 
     model: str = _field("digits_convnet", "network", "name of a model")
     width: float = _field(1.0, "network", "factor on the channels of every layer", low=0.01, high=100.0)
-    norm: str = _field("time", "network", "batch norm over all steps at once, or a step at a time", ("time", "step"))
+    norm: str = _field(
+        "time", "network", "batch norm over all steps at once, a step at a time, scaled by the threshold, or by a learned factor a step",
+        ("time", "step", "tdbn", "tebn"),
+    )  # fmt: skip
     steps: int = _field(4, "network", "time steps T", low=1, high=10_000)
     encoder: str = _field("direct", "network", "how an image becomes T inputs", ("direct", "rate", "ttfs", "phase"))
     flatten_time: bool = _field(False, "network", "make the T steps channels of a single one")
