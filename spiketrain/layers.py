@@ -188,15 +188,15 @@ class ConvBlock(nn.Module):
     """conv 3×3 → batch norm → (max-pool) → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
 
     pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none. spiking:
-    whether what goes in is spikes. memory: what is kept for the backward pass, see `saving`.
+    whether what goes in is spikes. memory: what is kept for the backward pass, see `saving`. stride: of the convolution.
     """
 
     def __init__(
         self, inputs: int, outputs: int, neuron: Spec, norm: str | NormSpec = "time", pool: int = 1, spiking: bool = False,
-        memory: str = "speed",
+        memory: str = "speed", stride: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = conv3x3(inputs, outputs)
+        self.conv = conv3x3(inputs, outputs, stride)
         self.pool = pool
         self.spiking, self.memory = spiking, memory
         self.norm = BatchNorm(outputs, norm)

@@ -9,9 +9,9 @@ from torch import nn
 
 from spiketrain.errors import UserError, unknown
 from spiketrain.layers import ENCODERS, NormSpec
-from spiketrain.models import convnet, resnet
+from spiketrain.models import convnet, membrane, resnet, vgg
 from spiketrain.models.network import Network, Plan, count_macs, count_parameters
-from spiketrain.neurons import NEURONS, Spec
+from spiketrain.neurons import NEURONS, Leaky, Spec
 from spiketrain.saving import MEMORY
 
 MODELS: dict[str, Callable[[Plan], nn.Module]] = {
@@ -31,6 +31,10 @@ MODELS: dict[str, Callable[[Plan], nn.Module]] = {
         resnet.resnet34_imagenet,
         resnet.resnet50,
         resnet.resnet50_imagenet,
+        membrane.ms_resnet18,
+        membrane.max_resnet18,
+        membrane.max_resnet18_wide,
+        vgg.vgg_snn,
     )
 }
 """Every model by its name; the first line of a function's docstring says what it is."""
@@ -99,6 +103,8 @@ def build(
         if value not in known:
             raise unknown(kind, value, known)
     spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel)
+    if memory != "speed" and not issubclass(NEURONS[neuron], Leaky):
+        raise UserError(f"memory {memory!r} keeps an output as one bit, and those of neuron {neuron} are no spikes: take --memory speed")
     channels = in_channels * steps if flatten_time else in_channels
     norms = NormSpec(norm, threshold, 1 if flatten_time else steps)
     body = MODELS[name](Plan(spec, norms, channels, num_classes, width, memory))
