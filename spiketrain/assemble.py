@@ -179,6 +179,7 @@ def network_from(recipe: Recipe, channels: int, classes: int) -> Network:
         encoder=recipe.encoder,
         flatten_time=recipe.flatten_time,
         memory=recipe.memory,
+        through_time=recipe.through_time,
     )
 
 

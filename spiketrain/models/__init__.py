@@ -85,10 +85,11 @@ def build(
     encoder: str = "direct",
     flatten_time: bool = False,
     memory: str = "speed",
+    through_time: bool = True,
 ) -> Network:
     """The network of that name.
 
-    name: `MODELS`; neuron: `neurons.NEURONS`, with tau … kernel as `neurons.Leaky` and `neurons.LIF` have them; norm:
+    name: `MODELS`; neuron: `neurons.NEURONS`, with tau … kernel and through_time as `neurons.Leaky` and `neurons.LIF` have them; norm:
     `layers.NORMS`; steps: T of static images; width: factor on all channels; encoder: `layers.ENCODERS`; flatten_time: see
     `Network`; memory: `saving.MEMORY`, what is kept for the backward pass. Raises `UserError` with the
     nearest match where a name is unknown.
@@ -102,7 +103,7 @@ def build(
     for kind, value, known in names:
         if value not in known:
             raise unknown(kind, value, known)
-    spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel)
+    spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel, through_time)
     if memory != "speed" and not issubclass(NEURONS[neuron], Leaky):
         raise UserError(f"memory {memory!r} keeps an output as one bit, and those of neuron {neuron} are no spikes: take --memory speed")
     channels = in_channels * steps if flatten_time else in_channels

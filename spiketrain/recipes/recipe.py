@@ -72,6 +72,7 @@ class Recipe:
     alpha: float = _field(0.0, "neuron", "steepness of the surrogate; 0: its own default", low=0.0)
     reset: str = _field("hard", "neuron", "to zero, or by subtraction of the threshold", ("hard", "soft"))
     detach: bool = _field(True, "neuron", "no gradient through the reset")
+    through_time: bool = _field(True, "neuron", "gradient from a step to the one before; off: SLTT, in division open only")
     strict: bool = _field(False, "neuron", "fire at u > threshold only; else at u ≥ threshold")
     learn_threshold: bool = _field(False, "neuron", "train the thresholds")
     learn_alpha: bool = _field(False, "neuron", "train the steepness of the surrogate")
@@ -137,6 +138,8 @@ class Recipe:
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         if self.accumulate > self.batch_size:
             raise UserError(f"accumulate {self.accumulate} is more than the batch size {self.batch_size}")
+        if self.division == "strict" and not self.through_time:
+            raise UserError("through_time off is no exact back-propagation through time: it needs division open (--division open)")
         if self.frames_by == "window" and not self.frame_window:
             raise UserError("frames_by 'window' needs frame_window, the length of a frame in µs")
 
