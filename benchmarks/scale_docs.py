@@ -67,7 +67,7 @@ def assumed() -> str:
     found = read("imagenet_paper")
     lines = [f"- {name}: {value:,.4g}" for name, value in found["assumed"].items()]
     by = found["decode_measured_by"]
-    lines.append(f"- decoding of an image in one core, ms (measured here by `{by}.py`, by the pixels of ImageNet): {found['decode_ms']:.2f}")
+    lines.append(f"- decoding of an image in one core, ms (by `{by}.py`, by the pixels of ImageNet): {found['decode_ms']:.2f}")
     if not found["checks"]:
         return "\n".join(lines)
     checks = [

@@ -143,12 +143,13 @@ def _currents(x: Tensor, affine: tuple[Tensor, Tensor] | None = None, steps: int
 
 
 def _accuracies(trained: Trained, inputs: Tensor, labels: Tensor) -> tuple[list[float], list[list[int]]]:
-    """Accuracy with the first 1, 2, … steps, up to 2T of them where the steps are not frames; the confusion matrix at T."""
+    """Accuracy with the first 1, 2, … steps, up to 2T where they are not frames and the network takes more; the confusion matrix at T."""
     network, steps = trained.network, trained.recipe.steps
     classes = len(trained.data.classes)
     batches = lambda: zip(_batches(trained, inputs), labels.split(min(trained.recipe.eval_batch_size, 100)), strict=True)  # noqa: E731
     result = evaluate(network, batches(), trained.autocast(), max(classes, trained.recipe.classes))
-    if trained.data.test.framed or trained.recipe.flatten_time or trained.recipe.encoder != "direct":
+    fixed = trained.recipe.flatten_time or trained.recipe.norm == "tebn"
+    if trained.data.test.framed or fixed or trained.recipe.encoder != "direct":
         return result.by_step, result.confusion
     network.steps = 2 * steps  # an image may be shown longer: a longer run begins with the shorter one
     try:

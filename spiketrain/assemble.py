@@ -188,6 +188,7 @@ def network_from(recipe: Recipe, channels: int, classes: int) -> Network:
         flatten_time=recipe.flatten_time,
         memory=recipe.memory,
         levels=recipe.levels,
+        through_time=recipe.through_time,
     )
 
 

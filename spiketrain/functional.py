@@ -10,8 +10,9 @@ The recurrence (IF, LIF and PLIF are the same one with other coefficients; time 
     v[t] = u[t] − threshold·s[t]    reset="soft"     or by subtraction
 
 In the backward pass the derivative of H is replaced by a surrogate slope g(u − threshold, alpha). With `Rule.detach` the
-spike inside the reset is a constant, so no gradient passes through the reset. The state is float32 (float64 where the
-input is) whatever the input's dtype: in bfloat16 about one spike in a hundred would change.
+spike inside the reset is a constant, so no gradient passes through the reset. Without `Rule.through_time` v[t−1] is a constant too
+(spatial learning through time, SLTT: Meng et al., ICCV 2023): the gradient of a step goes to the inputs of that step alone. The state
+is float32 (float64 where the input is) whatever the input's dtype: in bfloat16 about one spike in a hundred would change.
 """
 
 import math
@@ -127,13 +128,17 @@ def surrogate(name: str) -> Surrogate:
 class Rule:
     """What a neuron does that is no number: its surrogate, its reset, and what happens at u = threshold exactly.
 
-    `strict` fires at u > threshold, else at u ≥ threshold. Hashable, so that a compiled kernel can be kept by it.
+    `strict` fires at u > threshold, else at u ≥ threshold. Without `through_time` no gradient passes from a step to the one before
+    (nor to the potential that a sequence begins with); spikes are the same. In this form that saves neither memory nor much time: a
+    layer still sees all steps before the next layer sees one, and keeps what it kept. Memory that does not grow with T takes a loss
+    and a backward pass a step. Hashable, so that a compiled kernel can be kept by it.
     """
 
     surrogate: str = "atan"
     reset: Literal["hard", "soft"] = "hard"
     detach: bool = True
     strict: bool = False
+    through_time: bool = True
 
     def __post_init__(self) -> None:
         surrogate(self.surrogate)
@@ -201,7 +206,7 @@ def step(
     """
     decay, gain, threshold, alpha = (per_channel(c, x) for c in (decay, gain, threshold, alpha))
     current = gain * widen(x)
-    u = current if v is None else decay * v + current
+    u = current if v is None else decay * (v if rule.through_time else v.detach()) + current
     s = spike(u - threshold, alpha, rule)
     r = s.detach() if rule.detach else s
     v = u * (1 - r) if rule.reset == "hard" else u - threshold * r

@@ -7,6 +7,7 @@ along time (`Tensor.expand`): linear layers and norms then work on one step, and
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.neurons import Leaky, Neuron, Spec
 from spiketrain.saving import again, conv_of_spikes
 
-NORMS = ("time", "step")
+NORMS = ("time", "step", "tdbn", "tebn")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
 
 
@@ -35,27 +36,69 @@ def fold(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
+@dataclass(frozen=True)
+class NormSpec:
+    """Which batch norm, by name (`NORMS`), and what it must know of the network that it stands in.
+
+    threshold: of the neurons behind it; steps: T; share: α, the part of a sum of branches that its own branch is (see `BatchNorm`).
+    """
+
+    name: str = "time"
+    threshold: float = 1.0
+    steps: int = 4
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in NORMS:
+            raise unknown("norm", self.name, NORMS)
+
+    @staticmethod
+    def of(norm: "str | NormSpec") -> "NormSpec":
+        """A name, or what is one already."""
+        return NormSpec(norm) if isinstance(norm, str) else norm
+
+    def one_of(self, branches: int) -> "NormSpec":
+        """Of a norm at the end of one of so many branches that are added up: α = 1/√branches."""
+        return replace(self, share=branches**-0.5)
+
+
 class BatchNorm(nn.Module):
-    """Batch norm of `[T,B,C,H,W]` over space, batch and, by `mode`, time.
+    """Batch norm of `[T,B,C,H,W]` over space, batch and, by the norm's name, time.
 
     - "time": one mean and variance a channel over (T,B,H,W), one update of the running statistics a call;
     - "step": statistics of each step by itself and T updates a call, as a network that is looped over time does it. This
       is what the older benchmark published; in evaluation both are the same.
+    - "tdbn" (threshold-dependent: Zheng et al., AAAI 2021): statistics as "time", and y = γ·α·threshold·x̂ + β, so that currents
+      spread as far as the threshold is high. α is 1, but 1/√2 in both of two branches that are added: the end of a residual branch
+      and the norm of its shortcut. Here the weight begins at α·threshold instead of a factor standing beside it: the same functions
+      and the same start, while a step of the optimiser on the weight is not scaled by the factor. It costs no more than "time".
+    - "tebn" (temporal effective: Duan et al., NeurIPS 2022): statistics as "time", and y[t] = p[t]·(γ·x̂[t] + β), p learned, one a
+      step, 1 at the start. T is then part of the network: another is a `UserError`. Norm and neuron are two passes over memory.
 
     Where several processes train the network, the statistics are of all their rows.
     """
 
-    def __init__(self, channels: int, mode: str = "time") -> None:
+    def __init__(self, channels: int, norm: str | NormSpec = "time") -> None:
         super().__init__()
-        if mode not in NORMS:
-            raise unknown("norm", mode, NORMS)
+        spec = NormSpec.of(norm)
         self.bn = nn.BatchNorm2d(channels)
-        self.mode = mode
+        self.mode = spec.name
+        if spec.name == "tdbn":
+            nn.init.constant_(self.bn.weight, spec.share * spec.threshold)
+        self.p = nn.Parameter(torch.ones(spec.steps)) if spec.name == "tebn" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or (self.mode == "time" and processes.world() == 1):
+        if self.p is None:
+            return self._normed(x)
+        if len(x) != len(self.p):
+            said = f"a factor for each of {len(self.p)} steps and cannot take {len(x)}"
+            raise UserError(f"norm 'tebn' has {said}: build the network with as many steps, or take --norm time")
+        return self._normed(x) * self.p.view(-1, *(1,) * (x.dim() - 1))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        if not self.training or (self.mode != "step" and processes.world() == 1):
             return fold(self.bn, x)
-        if self.mode == "time":
+        if self.mode != "step":
             self.bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             return fold(lambda y: self._normalise(y, self._momentum()), x)
         if same_at_every_step(x):  # T equal updates of the running statistics in one
@@ -66,7 +109,7 @@ class BatchNorm(nn.Module):
     def again(self, x: Tensor) -> Tensor:
         """What `forward` gives, without an update of the running statistics."""
         twin = copy.deepcopy(self)
-        twin.bn.weight, twin.bn.bias = self.bn.weight, self.bn.bias
+        twin.bn.weight, twin.bn.bias, twin.p = self.bn.weight, self.bn.bias, self.p
         y: Tensor = twin(x)
         return y
 
@@ -92,7 +135,7 @@ class BatchNorm(nn.Module):
             for mean, var in zip(found.mean, unbiased, strict=True):
                 bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
                 bn.running_var.lerp_(var.to(bn.running_var.dtype), momentum)
-            if bn.num_batches_tracked is not None and self.mode == "time":
+            if bn.num_batches_tracked is not None and self.mode != "step":
                 bn.num_batches_tracked.add_(1)
 
     def _momentum(self) -> float:
@@ -116,7 +159,8 @@ def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = 
     Norm and neuron in one pass over memory where the neuron's kernel is a fast one; the currents between them are never
     stored. They are in the dtype of potentials either way. update: whether the norm's running statistics are.
     """
-    if isinstance(neuron, Leaky) and kernels.choose(neuron.kernel, x, neuron.rule) != "reference":
+    fused = norm.p is None  # a factor a step between norm and neuron is in no kernel
+    if fused and isinstance(neuron, Leaky) and kernels.choose(neuron.kernel, x, neuron.rule) != "reference":
         if norm.training:
             spikes, found = neuron.normed(x, norm.batch(), steps)
             if update:
@@ -144,14 +188,15 @@ class ConvBlock(nn.Module):
     """conv 3×3 → batch norm → (max-pool) → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
 
     pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none. spiking:
-    whether what goes in is spikes. memory: what is kept for the backward pass, see `saving`.
+    whether what goes in is spikes. memory: what is kept for the backward pass, see `saving`. stride: of the convolution.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, neuron: Spec, norm: str = "time", pool: int = 1, spiking: bool = False, memory: str = "speed"
-    ) -> None:
+        self, inputs: int, outputs: int, neuron: Spec, norm: str | NormSpec = "time", pool: int = 1, spiking: bool = False,
+        memory: str = "speed", stride: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = conv3x3(inputs, outputs)
+        self.conv = conv3x3(inputs, outputs, stride)
         self.pool = pool
         self.spiking, self.memory = spiking, memory
         self.norm = BatchNorm(outputs, norm)

@@ -43,6 +43,7 @@ class Leaky(Neuron, ABC):
         reset: "hard" (to zero) or "soft" (by subtraction of the threshold).
         detach: no gradient passes through the reset.
         strict: fire at u > threshold; else at u ≥ threshold.
+        through_time: the gradient passes from a step to the one before; off: SLTT, see `functional.Rule`.
         learn_threshold, learn_alpha: make them parameters that are trained (alpha where the surrogate allows it).
         kernel: which implementation computes the scan: `kernels.KERNELS`.
 
@@ -61,12 +62,13 @@ class Leaky(Neuron, ABC):
         reset: Literal["hard", "soft"] = "hard",
         detach: bool = True,
         strict: bool = False,
+        through_time: bool = True,
         learn_threshold: bool = False,
         learn_alpha: bool = False,
         kernel: str = "auto",
     ) -> None:
         super().__init__()
-        self.rule = Rule(surrogate, reset, detach, strict)
+        self.rule = Rule(surrogate, reset, detach, strict, through_time)
         slope = functional.surrogate(surrogate)
         if learn_alpha and slope.alpha_slope is None:
             raise UserError(f"surrogate {surrogate!r} has no gradient by alpha: set learn_alpha off or take atan, sigmoid or relu")
@@ -107,7 +109,8 @@ class Leaky(Neuron, ABC):
 
     def extra_repr(self) -> str:
         r = self.rule
-        return f"surrogate={r.surrogate!r}, reset={r.reset!r}, detach={r.detach}, strict={r.strict}, kernel={self.kernel!r}"
+        through = "" if r.through_time else ", through_time=False"
+        return f"surrogate={r.surrogate!r}, reset={r.reset!r}, detach={r.detach}, strict={r.strict}{through}, kernel={self.kernel!r}"
 
 
 class IF(Leaky):
@@ -221,6 +224,7 @@ class Spec:
     learn_alpha: bool = False
     kernel: str = "auto"
     levels: int = 4
+    through_time: bool = True
 
     def make(self) -> Neuron:
         """A fresh neuron; `UserError` where the description is wrong."""
@@ -236,7 +240,7 @@ class Spec:
         return (LIF if self.name == "lif" else PLIF)(tau=self.tau, **leaky)
 
 
-_LEAKY_FIELDS = ("threshold", "surrogate", "alpha", "reset", "detach", "strict", "learn_threshold", "learn_alpha", "kernel")
+_LEAKY_FIELDS = ("threshold", "surrogate", "alpha", "reset", "detach", "strict", "through_time", "learn_threshold", "learn_alpha", "kernel")
 
 
 def _as_tensor(value: Coefficient) -> Tensor:

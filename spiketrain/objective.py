@@ -22,6 +22,23 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (predict(logits) == target).sum()
 
 
+def distillation(logits: Tensor, tau: float) -> Tensor:
+    """Self-distillation over time of logits `[T,B,K]`: a sample's most confident step teaches its least confident one.
+
+        τ²·mean over samples of KL(softmax(o[s]/τ) ‖ softmax(o[w]/τ)),  s, w = arg max, arg min over t of max softmax(o[t])
+
+    The teacher o[s] gets no gradient; τ² keeps the size of the student's whatever the temperature (Hinton et al. 2015). Exactly 0
+    where a sample has one step only. At inference nothing changes.
+    """
+    if len(logits) == 1:
+        return logits.new_zeros(())
+    confidence = logits.detach().softmax(-1).amax(-1)  # [T,B]
+    samples = torch.arange(logits.shape[1], device=logits.device)
+    strong, weak = (logits[step, samples] / tau for step in (confidence.argmax(0), confidence.argmin(0)))
+    kl = F.kl_div(weak.log_softmax(-1), strong.detach().log_softmax(-1), reduction="batchmean", log_target=True)
+    return tau**2 * kl
+
+
 @dataclass(frozen=True)
 class Objective:
     """A loss, by name; `Objective(...)(logits [T,B,K], labels [B] or [B,K])` is a scalar. ō is the mean of the logits over time.
@@ -32,12 +49,16 @@ class Objective:
     - "mix": 0.1·CE(ō, y) + MSE(ō, one-hot of y).
 
     Labels that are weights `[B,K]`, as mixing makes them, are used as they are: no smoothing is added.
+
+    distil, distil_tau: weight and temperature of self-distillation over time, which is added to any of them; see `distillation`.
     """
 
     name: str = "ce"
     smoothing: float = 0.0
     tet_lambda: float = 0.0
     tet_phi: float = 1.0
+    distil: float = 0.0
+    distil_tau: float = 2.0
 
     def __post_init__(self) -> None:
         if self.name not in LOSSES:
@@ -45,9 +66,16 @@ class Objective:
         for field in ("smoothing", "tet_lambda"):
             if not 0 <= getattr(self, field) <= 1:
                 raise UserError(f"{field} must be in 0…1, not {getattr(self, field)}")
+        if self.distil < 0 or self.distil_tau <= 0:
+            said = f"not {self.distil} and {self.distil_tau}"
+            raise UserError(f"distil must be at least 0 and distil_tau, the temperature, more than 0, {said}")
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.float()
+        loss = self._of_labels(logits, labels)
+        return loss + self.distil * distillation(logits, self.distil_tau) if self.distil else loss
+
+    def _of_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.name == "tet":
             target = labels.expand(logits.shape[0], *labels.shape).flatten(0, 1)
             ce = self._cross_entropy(logits.flatten(0, 1), target)

@@ -81,7 +81,7 @@ def train(
             state.restore(place.checkpoint)
         folder = place.folder or processes.first_does(lambda: folders.new(Path(output), recipe))
         autocast = torch.autocast(where.type, torch.bfloat16, enabled=bf16)
-        objective = Objective(recipe.loss, recipe.smoothing, recipe.tet_lambda, recipe.tet_phi)
+        objective = Objective(recipe.loss, recipe.smoothing, recipe.tet_lambda, recipe.tet_phi, recipe.distil, recipe.distil_tau)
         logs = _tensorboard(tensorboard, folder)
 
         quiet = quiet or not processes.leads()

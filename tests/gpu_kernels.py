@@ -54,6 +54,7 @@ class Case:
     def __str__(self):
         r = self.rule
         on = [name for name in ("start", "constant", "ties") if getattr(self, name)]
+        on += [] if r.through_time else ["sltt"]
         names = (r.surrogate, r.reset, "detach" if r.detach else "through", "strict" if r.strict else "loose", self.norm, *on)
         return "-".join(map(str, (self.steps, *self.step, str(self.dtype)[6:], *names)))
 
@@ -173,6 +174,8 @@ def test_every_rule(case):
 
 SHAPES = [
     Case(steps=1),
+    Case(rule=Rule(through_time=False), norm="norm", channels=(True,) * 4, start=True),
+    Case(rule=Rule("sigmoid", "soft", False, through_time=False), steps=19, step=(2, 3, 5), start=True),
     Case(steps=1, norm="norm", start=True, step=(3, 5, 3)),
     Case(steps=1, constant=True, norm="norm-per-step"),
     Case(steps=16, step=(2, 3, 1), norm="norm", channels=(True,) * 4),

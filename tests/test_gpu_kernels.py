@@ -64,7 +64,7 @@ def constants(steps=4, last=True, wide="fp32", **others):
     }  # fmt: skip
 
 
-BACKWARD = {"SURROGATE": "atan", "DETACH": True, "UNIT": 4}
+BACKWARD = {"SURROGATE": "atan", "DETACH": True, "THROUGH": True, "UNIT": 4}
 
 
 @pytest.fixture

@@ -48,6 +48,9 @@ CASES = [
     (4, "image", torch.bfloat16, "channels-last", Rule("sigmoid", "hard", False), False, False),
     (33, "vector", torch.float64, "plain", Rule("atan", "hard", False), False, True),
     (33, "vector", torch.float32, "plain", Rule("triangle", "soft"), True, False),
+    (4, "image", torch.float32, "channels-last", Rule("atan", through_time=False), True, True),
+    (4, "image", torch.bfloat16, "constant", Rule("sigmoid", "soft", through_time=False), False, True),
+    (33, "vector", torch.float64, "plain", Rule("atan", "hard", False, through_time=False), False, True),
 ]
 
 

@@ -192,7 +192,7 @@ def backward(
         **dict(zip(names, coefficients, strict=True)),
         "S": affine[0].shape[0] if affine else 1, "rows": tiles.rows, "UNIT": tiles.unit,
         "MANY": _bits(c.numel() > 1 for c in coefficients), "SURROGATE": rule.surrogate,
-        "HARD": rule.reset == "hard", "DETACH": rule.detach, "STRICT": rule.strict,
+        "HARD": rule.reset == "hard", "DETACH": rule.detach, "STRICT": rule.strict, "THROUGH": rule.through_time,
         **time, **tiles.sizes, **tiles.shape,
     }  # fmt: skip
     grad_x = _empty((1 if time["CONSTANT"] else x.shape[0], *x.shape[1:]), x.dtype, x.device)

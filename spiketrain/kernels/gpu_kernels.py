@@ -210,7 +210,7 @@ def backward_kernel(
     T, N, C, Q, M, S, rows, SIZE,
     A: tl.constexpr, K: tl.constexpr, SHORT: tl.constexpr, CONSTANT: tl.constexpr, PER_STEP: tl.constexpr,
     MANY: tl.constexpr, NEEDS: tl.constexpr, SURROGATE: tl.constexpr,
-    HARD: tl.constexpr, DETACH: tl.constexpr, STRICT: tl.constexpr,
+    HARD: tl.constexpr, DETACH: tl.constexpr, STRICT: tl.constexpr, THROUGH: tl.constexpr,
     BC: tl.constexpr, LAST: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The adjoint, from the last K steps to the first; u is computed again from x and from the potentials in `starts`.
@@ -301,7 +301,8 @@ def backward_kernel(
                 else:
                     here = mask if SHORT else mask & (t < T)
                     tl.store(grad_x + t * M + at, grad.to(grad_x.dtype.element_ty), mask=here)
-            lam = d * grad_u if SHORT else tl.where(t < T, d * grad_u, lam)
+            back = d * grad_u if THROUGH else zero
+            lam = back if SHORT else tl.where(t < T, back, lam)
     if CONSTANT and grad_x is not None:
         tl.store(grad_x + at, grad_total.to(grad_x.dtype.element_ty), mask=mask)
     if grad_v0 is not None:

@@ -7,7 +7,7 @@ the gradient by v, from the last step to the first:
     soft reset:  e[t] = ∂s[t] − λ·threshold     λu = λ            ∂threshold −= λ·s[t]
     (with `detach` the term with λ in e[t] is absent)
     ∂u = λu + e[t]·g(u[t] − threshold)          ∂threshold −= e[t]·g    ∂alpha += e[t]·∂primitive/∂alpha
-    ∂y[t] = gain·∂u    ∂gain += ∂u·y[t]    ∂decay += ∂u·v[t−1]    λ ← decay·∂u
+    ∂y[t] = gain·∂u    ∂gain += ∂u·y[t]    ∂decay += ∂u·v[t−1]    λ ← decay·∂u, or 0 without `through_time`
 
 and through the norm, x̂ = (x − mean)·rstd, n values a channel:
 

@@ -1,6 +1,6 @@
 // The leaky scan on the processor: see spiketrain/kernels/leaky.py for the equations and native.py for the arguments.
 //
-// Compiled once for each rule and dtype: SURROGATE (its number in native.py), HARD, DETACH, STRICT and ELEMENT are macros.
+// Compiled once for each rule and dtype: SURROGATE (its number in native.py), HARD, DETACH, STRICT, THROUGH and ELEMENT are macros.
 // Tensors are [T,P,C,Q]. A "row" is what lies contiguous in memory: C channels where Q = 1, else the Q places of one channel.
 // A row is cut into blocks of K vectors; a block goes through all T steps while its potentials and gradients are in registers.
 // Blocks are dealt to the threads in fixed portions, so that sums are added in the same order each time.
@@ -488,7 +488,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
                 const V gu = (HARD ? (fired ? V{} : lam[k]) : lam[k]) + h;
                 const V gy = b.gain[k] * gu;
                 if (COEFFICIENTS) learn(b, t, k, gu, e, h, x, lam[k], fired);
-                lam[k] = b.decay[k] * gu;
+                lam[k] = THROUGH ? b.decay[k] * gu : V{};
                 if (b.per_step) statistics(b, t, k, line);
                 if (NORMS) {
                     const V apart = gy * (b.input(t, k) - line.mean[k]);

@@ -65,7 +65,7 @@ def library(rule: Rule, dtype: torch.dtype) -> ctypes.CDLL:
     source = resources.files(__package__).joinpath("native.cpp").read_bytes()
     macros = {
         "SURROGATE": list(SURROGATES).index(rule.surrogate), "HARD": int(rule.reset == "hard"), "DETACH": int(rule.detach),
-        "STRICT": int(rule.strict), "ELEMENT": ELEMENTS[dtype],
+        "STRICT": int(rule.strict), "THROUGH": int(rule.through_time), "ELEMENT": ELEMENTS[dtype],
     }  # fmt: skip
     words = [*FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
     if (program := compiler()) is None:

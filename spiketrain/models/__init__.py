@@ -8,10 +8,10 @@ from typing import Literal
 from torch import nn
 
 from spiketrain.errors import UserError, unknown
-from spiketrain.layers import ENCODERS
-from spiketrain.models import convnet, resnet
+from spiketrain.layers import ENCODERS, NormSpec
+from spiketrain.models import convnet, membrane, resnet, vgg
 from spiketrain.models.network import Network, Plan, count_macs, count_parameters
-from spiketrain.neurons import NEURONS, Spec
+from spiketrain.neurons import NEURONS, Leaky, Spec
 from spiketrain.saving import MEMORY
 
 MODELS: dict[str, Callable[[Plan], nn.Module]] = {
@@ -32,6 +32,10 @@ MODELS: dict[str, Callable[[Plan], nn.Module]] = {
         resnet.resnet34_imagenet,
         resnet.resnet50,
         resnet.resnet50_imagenet,
+        membrane.ms_resnet18,
+        membrane.max_resnet18,
+        membrane.max_resnet18_wide,
+        vgg.vgg_snn,
     )
 }
 """Every model by its name; the first line of a function's docstring says what it is."""
@@ -83,10 +87,11 @@ def build(
     flatten_time: bool = False,
     memory: str = "speed",
     levels: int = 4,
+    through_time: bool = True,
 ) -> Network:
     """The network of that name.
 
-    name: `MODELS`; neuron: `neurons.NEURONS`, with tau … kernel as `neurons.Leaky` and `neurons.LIF` have them; norm:
+    name: `MODELS`; neuron: `neurons.NEURONS`, with tau … kernel and through_time as `neurons.Leaky` and `neurons.LIF` have them; norm:
     `layers.NORMS`; steps: T of static images; width: factor on all channels; encoder: `layers.ENCODERS`; flatten_time: see
     `Network`; memory: `saving.MEMORY`, what is kept for the backward pass; levels: of `ilif`. Raises `UserError` with the
     nearest match where a name is unknown.
@@ -100,9 +105,12 @@ def build(
     for kind, value, known in names:
         if value not in known:
             raise unknown(kind, value, known)
-    spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel, levels)
+    spec = Spec(neuron, tau, threshold, surrogate, alpha, reset, detach, strict, learn_threshold, learn_alpha, kernel, levels, through_time)
+    if memory != "speed" and not issubclass(NEURONS[neuron], Leaky):
+        raise UserError(f"memory {memory!r} keeps an output as one bit, and those of neuron {neuron} are no spikes: take --memory speed")
     channels = in_channels * steps if flatten_time else in_channels
-    body = MODELS[name](Plan(spec, norm, channels, num_classes, width, memory))
+    norms = NormSpec(norm, threshold, 1 if flatten_time else steps)
+    body = MODELS[name](Plan(spec, norms, channels, num_classes, width, memory))
     return Network(body, in_channels, steps, encoder, flatten_time)
 
 

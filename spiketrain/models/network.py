@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spiketrain.errors import UserError
-from spiketrain.layers import check_frames, encode
+from spiketrain.layers import BatchNorm, NormSpec, check_frames, encode
 from spiketrain.neurons import Spec
 
 
@@ -15,12 +15,12 @@ from spiketrain.neurons import Spec
 class Plan:
     """What a model's family needs to build its layers.
 
-    neuron: what each node is; norm: `layers.NORMS`; channels: of the input; classes: of the output; width: factor on the
-    channels of every layer; memory: `saving.MEMORY`.
+    neuron: what each node is; norm: `layers.NORMS`, or a `layers.NormSpec`, which has the threshold and T too; channels: of the
+    input; classes: of the output; width: factor on the channels of every layer; memory: `saving.MEMORY`.
     """
 
     neuron: Spec
-    norm: str = "time"
+    norm: str | NormSpec = "time"
     channels: int = 3
     classes: int = 10
     width: float = 1.0
@@ -69,11 +69,12 @@ def count_macs(network: Network, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of convolutions and linear layers for one step of one sample `[C,H,W]`; biases and norms not counted.
     """
     parameter = next(network.parameters())
-    steps = network.steps if network.flatten_time else 1
+    fixed = any(isinstance(m, BatchNorm) and m.p is not None for m in network.modules())  # takes no other number of steps
+    steps = network.steps if network.flatten_time or fixed else 1
     x = torch.zeros(steps, 1, *shape, device=parameter.device, dtype=parameter.dtype)
     training = network.training
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x)
     network.train(training)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // (2 if network.flatten_time else 2 * steps)

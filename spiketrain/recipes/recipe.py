@@ -57,7 +57,10 @@ class Recipe:
 
     model: str = _field("digits_convnet", "network", "name of a model")
     width: float = _field(1.0, "network", "factor on the channels of every layer", low=0.01, high=100.0)
-    norm: str = _field("time", "network", "batch norm over all steps at once, or a step at a time", ("time", "step"))
+    norm: str = _field(
+        "time", "network", "batch norm over all steps at once, a step at a time, scaled by the threshold, or by a learned factor a step",
+        ("time", "step", "tdbn", "tebn"),
+    )  # fmt: skip
     steps: int = _field(4, "network", "time steps T", low=1, high=10_000)
     encoder: str = _field("direct", "network", "how an image becomes T inputs", ("direct", "rate", "ttfs", "phase"))
     curriculum: tuple[float, ...] = _field((), "network", "T in equal shares of the epochs, as 1,2,4, the last of them steps; empty: steps")
@@ -72,6 +75,7 @@ class Recipe:
     alpha: float = _field(0.0, "neuron", "steepness of the surrogate; 0: its own default", low=0.0)
     reset: str = _field("hard", "neuron", "to zero, or by subtraction of the threshold", ("hard", "soft"))
     detach: bool = _field(True, "neuron", "no gradient through the reset")
+    through_time: bool = _field(True, "neuron", "gradient from a step to the one before; off: SLTT, in division open only")
     strict: bool = _field(False, "neuron", "fire at u > threshold only; else at u ≥ threshold")
     levels: int = _field(4, "neuron", "of ilif: most spikes a step", low=1, high=1 << 16)
     learn_threshold: bool = _field(False, "neuron", "train the thresholds")
@@ -104,6 +108,8 @@ class Recipe:
     smoothing: float = _field(0.0, "loss", "label smoothing", low=0.0, high=1.0)
     tet_lambda: float = _field(0.0, "loss", "weight of TET's regulariser", low=0.0, high=1.0)
     tet_phi: float = _field(1.0, "loss", "value that TET's regulariser pulls logits to")
+    distil: float = _field(0.0, "loss", "weight of self-distillation: a sample's most confident step teaches its least confident", low=0.0)
+    distil_tau: float = _field(2.0, "loss", "temperature of self-distillation", low=0.01)
 
     crop: int = _field(0, "augmentation", "random crop with this padding in pixels; 0: none", low=0, high=1024)
     flip: bool = _field(False, "augmentation", "mirror half of the images")
@@ -146,8 +152,14 @@ class Recipe:
         if self.curriculum and self.flatten_time:
             raise UserError("curriculum and flatten_time do not go together: flatten_time needs the same T always")
 
-        if self.division == "strict" and (self.neuron == "ilif" or self.curriculum):
-            raise UserError("ilif neurons and a curriculum of T are not of the strict division: set division to open")
+        strangers = {
+            "neuron ilif": self.neuron == "ilif", "a curriculum of T": self.curriculum, "through_time off": not self.through_time,
+            "distil": self.distil,
+        }  # fmt: skip
+        if self.division == "strict" and (found := [name for name, there in strangers.items() if there]):
+            raise UserError(f"{' and '.join(found)} is not of the strict division: it needs division open (--division open)")
+        if self.curriculum and self.norm == "tebn":
+            raise UserError("curriculum and norm tebn do not go together: tebn has a factor for each of the T steps")
 
     def steps_in(self, epoch: int) -> int:
         """T in an epoch (from 0)."""
