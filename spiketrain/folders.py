@@ -42,7 +42,7 @@ def find(recipe: Recipe, output: Path, resume: Path | None, into: Path | None) -
         raise UserError(f"{folder}: cannot be made ({error.strerror}): choose another --into") from error
     if (folder / record.FILE).exists():
         made = Record.load(folder)
-        if made.recipe != recipe.to_dict():
+        if Recipe.from_dict(made.recipe) != recipe:
             raise UserError(f"{made.path}: is of another recipe: choose another --into")
         return Place(folder, record=made)
     return Place(folder, checkpoint.latest(folder) if checkpoint.has(folder) else None)

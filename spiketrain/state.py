@@ -68,10 +68,10 @@ class State:
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint, which process 0 reads; `UserError` where it is damaged, or of another recipe or model."""
         found = processes.first_does(lambda: checkpoint.load(path))
-        then, now = found.recipe, self.recipe.to_dict()
-        changed = [k for k in now if then.get(k) != now[k]]
+        then, now = Recipe.from_dict(found.recipe).to_dict(), self.recipe.to_dict()  # fields that came later have their defaults
+        changed = [k for k in now if then[k] != now[k]]
         if changed:
-            raise UserError(f"{path}: was made by another recipe ({', '.join(f'{k} was {then.get(k)!r}' for k in changed[:4])})")
+            raise UserError(f"{path}: was made by another recipe ({', '.join(f'{k} was {then[k]!r}' for k in changed[:4])})")
         checkpoint.restore(self.network, found, path)
         checkpoint.resume(self.optimizer, self.scheduler, self.ema.module if self.ema else None, found, path)
         self.epoch, self.batch, self.curve, self.seconds = found.epoch, found.batch, found.curve, found.seconds

@@ -146,7 +146,7 @@ def test_a_curriculum_trains_with_fewer_steps_first_and_is_tested_with_all(tmp_p
     assert seen[1:] == [1, 1, 4, 4] and len(record.accuracy_by_step) == 4
     with pytest.raises(UserError, match="the last is steps"):
         recipe.but(curriculum="1,2")
-    with pytest.raises(UserError, match="division to open"):
+    with pytest.raises(UserError, match="needs division open"):
         recipe.but(division="strict")
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import spiketrain as st
 from spiketrain import checkpoint
 from spiketrain.cli import main
+from spiketrain.errors import UserError
 from spiketrain.objective import Objective
 from spiketrain.progress import Meter
 from spiketrain.train import train_step
@@ -125,6 +126,20 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path):
     assert not (folder / "record.json").exists()
     assert main(["train", "--resume", str(folder), "--device", "cpu", "--quiet"]) == 0
     assert equal(folder, only_run(tmp_path / "whole"))
+
+
+def test_a_checkpoint_from_before_a_field_was_there_goes_on(tmp_path):
+    """Fields that recipes got later have their defaults, which change nothing."""
+    recipe = st.recipes.get("digits").but(epochs=2, limit=64, width=0.25)
+    record = st.train(recipe, into=tmp_path / "run", quiet=True, device="cpu")
+    (file,) = record.folder.glob("checkpoint-*")
+    found = checkpoint.load(file)
+    del found.recipe["distil"]
+    checkpoint.save(record.folder, found)
+    (record.folder / "record.json").unlink()
+    assert st.train(recipe, into=record.folder, quiet=True, device="cpu").curve == record.curve
+    with pytest.raises(UserError, match="another recipe"):
+        st.train(recipe.but(lr=0.5), into=record.folder, quiet=True, device="cpu")
 
 
 def test_interrupted_it_ends_cleanly_and_says_how_to_go_on(tmp_path):
