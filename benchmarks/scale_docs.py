@@ -70,7 +70,8 @@ def machines() -> str:
     losses = ", ".join(f"{v:.4f}" for v in loss["undisturbed"])
     end = (
         f"\n\nThe test accuracy after {found['epochs']} epochs was {accuracy['run']:.2f} %,"
-        f" of undisturbed runs of one process with three seeds\n{undisturbed} %; the last training loss {loss['run']:.4f}, of those {losses}."
+        f" of undisturbed runs of one process with three seeds\n{undisturbed} %;"
+        f" the last training loss {loss['run']:.4f}, of those {losses}."
     )
     return source("two_machines") + table(("second", "event", "epochs done"), rows) + end
 
