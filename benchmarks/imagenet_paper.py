@@ -96,8 +96,9 @@ def main() -> None:
     for name, value in ASSUMED.items():
         print(f"- {name}: {value:,.4g}")
     print(f"- decoding of an image in one core: {decode_here:.2f} ms measured × {PIXELS:.2f} = {decode_ms:.2f} ms")
-    print("\n| on this machine | formula, ms | measured, ms | ratio |\n| --- | --- | --- | --- |")
     checks = here(read("imagenet")) if compared else []
+    if checks:
+        print("\n| on this machine | formula, ms | measured, ms | ratio |\n| --- | --- | --- | --- |")
     for name, formula, found in checks:
         print(f"| {name} | {formula:,.0f} | {found:,.0f} | {found / formula:.2f} |")
     rows = [row(f"resnet{d}_imagenet", gpus, decode_ms) for d in (18, 34, 50) for gpus in (1, 8, 64)]
