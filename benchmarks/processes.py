@@ -75,8 +75,9 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
                 losses.append(sums[0] / sums[2])
                 batch += 1
                 if batch == job["steps"]:
-                    kept = [sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))]
-                    return {"losses": losses, "seconds": seconds, "optimizer_bytes": processes.gather(kept[0])}
+                    state = (optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer).state
+                    kept = sum(t.numel() * t.element_size() for s in state.values() for t in s.values() if torch.is_tensor(t))
+                    return {"losses": losses, "seconds": seconds, "optimizer_bytes": processes.gather(kept)}
     raise AssertionError
 
 
