@@ -12,6 +12,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "dvs128-objects": library.dvs128_objects,
     "mnist": library.mnist,
     "cifar10-small": library.cifar10_small,
+    "cifar10-strict": library.cifar10_strict,
+    "cifar10-open": library.cifar10_open,
     "imnet-resnet18": library.imnet_resnet18,
     "imnet-resnet34": library.imnet_resnet34,
     "imnet-resnet50": library.imnet_resnet50,

@@ -1,5 +1,7 @@
 """Our own recipes. Each is a function that returns a `Recipe`; its docstring's first line is what `list recipes` prints."""
 
+from typing import Any
+
 from spiketrain.recipes.recipe import Recipe
 
 
@@ -25,6 +27,23 @@ def cifar10_small() -> Recipe:
         name="cifar10-small", data="cifar10", model="small_convnet", steps=2, epochs=8, batch_size=100, optimizer="muon", lr=0.04,
         weight_decay=0.02, threshold=0.5, surrogate="qgate", crop=4, flip=True, smoothing=0.1,
     )  # fmt: skip
+
+
+def _cifar10_fast(name: str, **changes: Any) -> Recipe:
+    return Recipe(
+        name=name, data="cifar10", model="fast_convnet", batch_size=100, optimizer="muon", lr=0.04, weight_decay=0.02, surrogate="qgate",
+        whiten=True, crop=2, crop_fill="reflect", flip=True, flip_by="turn", smoothing=0.1,
+    ).but(**changes)  # fmt: skip
+
+
+def cifar10_strict() -> Recipe:
+    """CIFAR-10, division strict: a binary LIF network at T=4, for half an hour of two cores."""
+    return _cifar10_fast("cifar10-strict", width=0.625, steps=4, threshold=0.5, epochs=11)
+
+
+def cifar10_open() -> Recipe:
+    """CIFAR-10, division open: integers of eight levels at T=1 that unroll to binary spikes, for a quarter of an hour of two cores."""
+    return _cifar10_fast("cifar10-open", division="open", neuron="ilif", levels=8, steps=1, threshold=0.3, epochs=14)
 
 
 def _imnet(name: str, model: str, batch_size: int) -> Recipe:
