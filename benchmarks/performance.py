@@ -18,10 +18,10 @@ from common import ROOT
 
 MARK = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
 HEADINGS = {
-    "side": "side", "part": "part", "layer": "layer",
+    "side": "side", "part": "part", "layer": "layer", "steps": "T",
     "dtype": "dtype", "layout": "layout", "batch_norm": "batch norm", "ms": "ms", "quartiles_ms": "quartiles", "n": "n",
     "times_least": "× least traffic", "images_per_s": "images/s", "times_ours": "× ours", "times_bound": "× bound", "step_mb": "step, MB",
-    "whole_mb": "with weights, MB", "saved_mb": "saved for backward, MB", "steps": "T", "ms_a_step": "ms a step of T",
+    "whole_mb": "with weights, MB", "saved_mb": "saved for backward, MB", "ms_a_step": "ms a step of T",
     "first_call_s": "first call, s", "share": "share",
 }  # fmt: skip
 """Keys of rows that are shown → the column's title; others are left out."""
@@ -55,7 +55,10 @@ def told(record: dict[str, Any]) -> Iterable[str]:
         yield "Ours: " + "; ".join(f"{value:.3g} × {name}" for name, value in record["ratios"].items()) + "."
     if record.get("first_step_s"):
         yield ""
-        yield "First step: " + "; ".join(f"{name} {cell(value)} s" for name, value in record["first_step_s"].items()) + "."
+        for precision, caches in record["first_step_s"].items():
+            for cache, parts in caches.items():
+                seconds = ", ".join(f"{part} {cell(value)} s" for part, value in parts.items())
+                yield f"- a new process, {precision}, {cache} cache: {seconds}"
 
 
 def filled(text: str, results: Path) -> str:

@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md and docs/security.md are those of the records, and are filled in as soon as there is one."""
+"""The tables of docs/scale.md, security.md and performance.md are those of the records, and are filled in as soon as there is one."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import performance  # noqa: E402
 import scale_docs  # noqa: E402
 
 
@@ -16,6 +17,11 @@ import scale_docs  # noqa: E402
 def test_the_pages_have_the_numbers_of_the_records(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert scale_docs.filled(text, scale_docs.BLOCKS[page]) == text
+
+
+def test_the_page_of_performance_has_the_numbers_of_the_records():
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert performance.filled(text, ROOT / "results" / "benchmarks") == text
 
 
 def test_a_table_appears_with_its_record(tmp_path, monkeypatch):
