@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile   # two processes with one thread each, a file in one of them
 
 bench: install
 	$(BENCH_PYTHON) benchmarks/all.py $(if $(QUICK),--quick --into build/bench)

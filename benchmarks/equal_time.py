@@ -39,8 +39,10 @@ def older(neuron: str, surrogate: str, model: str) -> Recipe:
 
 
 def ours(neuron: str, surrogate: str, model: str) -> Recipe:
-    """The recipe of `cifar10-small` on that network."""
-    return st.recipes.get("cifar10-small").but(name="ours", neuron=neuron, surrogate=surrogate, model=model, width=0.25, steps=4)
+    """The recipe of `cifar10-strict` on that network, whose stem cannot be whitened."""
+    return st.recipes.get("cifar10-strict").but(
+        name="ours", neuron=neuron, surrogate=surrogate, model=model, width=0.25, steps=4, whiten=False
+    )
 
 
 def samples_per_second(recipe: Recipe, data: DataSet) -> float:
