@@ -4,6 +4,7 @@ python benchmarks/scale_docs.py
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def read(name: str) -> dict[str, Any]:
 
 def source(name: str) -> str:
     """The line that stands over a table: its record, and the command that made it."""
-    return f"Record: [{name}.json](../results/benchmarks/{name}.json), `python benchmarks/{read(name)['command']}`.\n\n"
+    command = re.sub(r"--shared \S+", "--shared DIR", read(name)["command"])
+    return f"Record: [{name}.json](../results/benchmarks/{name}.json), `python benchmarks/{command}`.\n\n"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

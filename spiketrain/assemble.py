@@ -131,8 +131,10 @@ def make_prepare(recipe: Recipe, data: DataSet) -> Prepare:
 
 def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
     """The recipe's batches."""
-    if recipe.flip and recipe.flip_by == "turn" and data.train.stream:
-        raise UserError("flip_by 'turn' is for images that are held, and these stream: set it to random")
+    if recipe.flip and recipe.flip_by == "turn" and (data.train.stream or data.train.framed):
+        raise UserError("flip_by 'turn' is for images that are held in memory: set it to random")
+    if recipe.curriculum and data.train.framed:
+        raise UserError("curriculum is for images, and event frames have a T of their own: leave it empty")
     return Loader(
         data, make_prepare(recipe, data), recipe.batch_size, recipe.eval_batch_size, recipe.seed, device, recipe.drop_last, recipe.limit,
         recipe.balanced, recipe.accumulate, recipe.flip and recipe.flip_by == "turn",
@@ -158,9 +160,9 @@ def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Networ
     if recipe.dirac:
         initial.dirac(network)
     if recipe.whiten:
-        if data.train.framed or data.train.stream:
-            raise UserError("whiten needs images that are held in memory: set it off")
-        initial.whiten(network, make_prepare(recipe, data).plain(data.train.inputs[: initial.IMAGES].to(device)))
+        if data.train.framed or data.train.stream or recipe.encoder != "direct" or recipe.flatten_time:
+            raise UserError("whiten needs images that are held in memory and shown as they are (encoder direct, no flatten_time): set it off")
+        initial.whiten(network, make_prepare(recipe, data).plain(initial.sample(data.train.inputs, data.train.labels).to(device)))
     return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload]
 
 

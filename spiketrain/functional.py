@@ -312,9 +312,7 @@ class _Levels(torch.autograd.Function):
         return grads[0] * inside, None
 
 
-def integer_step(
-    x: Tensor, v: Tensor | None, decay: Coefficient, threshold: Tensor, levels: int
-) -> tuple[Tensor, Tensor]:
+def integer_step(x: Tensor, v: Tensor | None, decay: float, threshold: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """One step of integer training (I-LIF: Luo et al., ECCV 2024): `[B,C,...]` → k/levels and the potential after the step.
 
         u[t] = decay·v[t−1] + x[t],   k[t] = round(clip(u[t]/threshold, 0, levels)),   v[t] = u[t] − threshold·k[t]
@@ -327,10 +325,11 @@ def integer_step(
     return k / levels, u - threshold * k
 
 
-def integer_scan(
-    x: Tensor, v: Tensor | None, decay: Coefficient, threshold: Tensor, levels: int
-) -> tuple[Tensor, Tensor]:
-    """`integer_step` over `[T,B,C,...]` → outputs `[T,B,C,...]` and the last potential."""
+def integer_scan(x: Tensor, v: Tensor | None, decay: float, threshold: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """`integer_step` over `[T,B,C,...]`, T ≥ 1 (`UserError` else) → outputs `[T,B,C,...]` and the last potential `[B,C,...]`, in x's dtype.
+    """
+    if not len(x):
+        raise UserError("a sequence needs at least one step")
     outputs = []
     for x_t in x.unbind(0):
         s, v = integer_step(x_t, v, decay, threshold, levels)

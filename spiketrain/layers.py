@@ -205,6 +205,8 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         def run(x: Tensor, first: bool) -> Tensor:
             y = fold(convolve, x)
+            if min(y.shape[-2:]) < self.pool:
+                raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
             if self.pool > 1:  # before the norm, which then has a quarter of the work
                 y = fold(lambda z: F.max_pool2d(z, self.pool), y)
             return fire(self.norm, self.neuron, y, steps, first)

@@ -163,6 +163,8 @@ class IntegerLIF(Neuron):
         tau: time constant in steps, ≥ 1; at T = 1 it means nothing. The input is not divided by it.
         threshold: potential of a spike, in units of the input current.
         levels: most spikes a step.
+
+    Potentials are in the dtype of the currents: in bfloat16 to three digits, enough for tens of levels.
     """
 
     threshold: nn.Parameter
@@ -209,7 +211,7 @@ NEURONS: dict[str, type[Neuron]] = {"if": IF, "lif": LIF, "plif": PLIF, "ilif": 
 class Spec:
     """Everything that describes a neuron, by name and numbers; `make()` builds one. Fields as in `Leaky` and `LIF`.
 
-    `tau` has no meaning for `if`, `levels` has one for `ilif` alone, and nothing but the name has one for `relu`.
+    `tau` has no meaning for `if`, `ilif` takes tau, threshold and levels alone, and nothing but the name has one for `relu`.
     """
 
     name: str = "lif"
@@ -233,6 +235,8 @@ class Spec:
         if self.name == "relu":
             return ReLU()
         if self.name == "ilif":
+            if not self.through_time or self.learn_threshold:
+                raise UserError("neuron ilif knows neither through_time off nor learn_threshold: leave them as they are")
             return IntegerLIF(self.tau, self.threshold, self.levels)
         leaky = {f: getattr(self, f) for f in _LEAKY_FIELDS}
         if self.name == "if":

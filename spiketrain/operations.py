@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spiketrain.layers import AvgPool, BatchNorm, Readout
 from spiketrain.models import Network, count_macs
-from spiketrain.neurons import Leaky
+from spiketrain.neurons import IntegerLIF, Leaky
 
 PICOJOULE_MAC, PICOJOULE_SOP = 4.6, 0.9
 CAVEAT = "Operation counts leave data movement out, which on real hardware costs more than arithmetic: compare them only with each other."
@@ -63,6 +63,7 @@ class Counter:
         self.layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         self.counts = {name: LayerCount(name.removeprefix("body.")) for name in self.layers}
         self.handles: list[Any] = []
+        self.levels = max((m.levels for m in network.modules() if isinstance(m, IntegerLIF)), default=1)
         self.batch = samples
         self.first = ""
 
@@ -86,7 +87,7 @@ class Counter:
         return listen
 
     def _count(self, count: LayerCount, layer: nn.Module, x: Tensor, output: Tensor, first: bool) -> None:
-        factor = None if first and float(x.max()) > 1 else quantum(x)
+        factor = None if first and float(x.max()) > 1 else quantum(x, 1 if first else self.levels)
         reach = fan_out(layer, x)
         weight = layer.weight
         assert isinstance(weight, Tensor)
@@ -102,11 +103,15 @@ class Counter:
             count.sops += float((spikes.sum(0, dtype=torch.float64) * reach).sum())
 
 
-def quantum(x: Tensor) -> int | None:
-    """The smallest of `QUANTA` that makes all of x whole numbers ≥ 0 (1: spikes, or counts of them); None for real values."""
-    for factor in QUANTA:
+def quantum(x: Tensor, levels: int = 1) -> int | None:
+    """The smallest of `QUANTA` × levels that makes all of x whole numbers ≥ 0 (1: spikes, or counts of them); None for real values.
+
+    levels: of the ilif neurons before it, whose output is a count by them; in bfloat16 a third is a third to two thousandths.
+    """
+    for factor in (q * levels for q in QUANTA):
         scaled = x * factor
-        if float(scaled.min()) >= 0 and torch.equal(scaled, scaled.round()):
+        near = 2e-3 * factor if levels & (levels - 1) else 0.0
+        if float(scaled.min()) >= 0 and float((scaled - scaled.round()).abs().max()) <= min(near, 0.1):
             return factor
     return None
 

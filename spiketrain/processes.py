@@ -53,6 +53,18 @@ def leads() -> bool:
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
+def _patience() -> float:
+    """Seconds that a process waits for another one."""
+    text = os.environ.get(TIMEOUT_VARIABLE, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e8:
+        raise UserError(f"{TIMEOUT_VARIABLE}={text}: a number of seconds above 0 is expected")
+    return seconds
+
+
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[torch.device]:
     """The group that torchrun made, over NCCL for CUDA and gloo else, while inside; yields the device of this process.
@@ -68,7 +80,7 @@ def join(device: torch.device) -> Iterator[torch.device]:
     try:
         if mine:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            seconds = float(os.environ.get(TIMEOUT_VARIABLE, "600"))
+            seconds = _patience()
             store, rank_, world_ = _own_store(seconds)
             dist.init_process_group(backend, store=store, rank=rank_, world_size=world_, timeout=datetime.timedelta(seconds=seconds))
         yield device

@@ -22,7 +22,8 @@ from spiketrain.report import analysis_of, load_records
 MARK = re.compile(r"<!-- (\S+): begin [^\n]*-->\n(.*?)<!-- \1: end -->", re.DOTALL)
 NONE = "no record"
 DECISIVE = (
-    "data", "classes", "event_size", "model", "width", "steps", "flatten_time", "neuron", "learn_alpha", "learn_threshold", "encoder",
+    "data", "classes", "event_size", "model", "width", "steps", "flatten_time", "division", "neuron", "norm", "learn_alpha",
+    "learn_threshold", "encoder",
 )  # fmt: skip
 """Fields that decide a network's counts: rows that differ in others share a network."""
 

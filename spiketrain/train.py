@@ -64,7 +64,7 @@ def train(
 
     Under torchrun, all processes train one network: batches are of all of them together, and process 0 alone writes.
     """
-    every = Every.parse(checkpoint_every)
+    every, source = Every.parse(checkpoint_every), record.commit()  # what is running, whatever is edited meanwhile
     with processes.join(choose_device(device)) as where:
         ways = [Path(p) if p else None for p in (resume, into)]
         place = processes.first_does(lambda: folders.find(recipe, Path(output), *ways))
@@ -113,7 +113,7 @@ def train(
             if result is None:  # resumed after its last epoch, before its record
                 seed_everything(recipe.seed, state.epoch - 1, loader.batches, processes.rank())
                 result = evaluate(state.tested, loader.test(), autocast, classes)
-        return processes.first_does(lambda: _record(state, data, result, warm, where, bf16, command, folder))
+        return processes.first_does(lambda: _record(state, data, result, warm, where, bf16, command, source, folder))
 
 
 def train_epoch(
@@ -300,7 +300,8 @@ def _log(logs: Any, epoch: int, entry: dict[str, float]) -> None:
 
 
 def _record(
-    state: State, data: DataSet, result: Evaluation, warm: float, device: torch.device, bf16: bool, command: str | None, folder: Path
+    state: State, data: DataSet, result: Evaluation, warm: float, device: torch.device, bf16: bool, command: str | None,
+    source: str, folder: Path,
 ) -> Record:
     """Writes weights and record into the run's folder."""
     recipe, network = state.recipe, state.tested
@@ -326,7 +327,7 @@ def _record(
         },
         machine=record.machine(device) | several,
         versions=record.versions(),
-        commit=record.commit(),
+        commit=source,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         precision="bf16" if bf16 else "fp32",
         parameters=models.count_parameters(network),

@@ -12,6 +12,7 @@ from spiketrain.data.images import in_memory
 from spiketrain.errors import UserError
 from spiketrain.functional import integer_scan
 from spiketrain.neurons import IntegerLIF
+from spiketrain.operations import quantum
 
 CPU = torch.device("cpu")
 
@@ -159,3 +160,33 @@ def test_a_run_by_integers_can_be_tested_as_binary_spikes(tmp_path, capsys):
     said = float(lines[0].split()[2]), float(lines[-1].split()[4])
     assert said[0] == pytest.approx(said[1], abs=0.6)  # sums are rounded in another order: a sample or two of 359
     assert float(lines[-1].rsplit(" ", 1)[1]) < 1e-12
+
+
+WRONG = [
+    (("digits", "--curriculum", "1e18,4", "--division", "open"), "curriculum"),
+    (("digits", "--curriculum", "1,2,4", "--epochs", "2", "--division", "open"), "no more than epochs"),
+    (("digits", "--curriculum", "1,4", "--norm", "tebn", "--division", "open"), "tebn"),
+    (("digits-dvs", "--curriculum", "1,6", "--division", "open"), "event frames"),
+    (("digits-dvs", "--flip", "--flip-by", "turn"), "flip_by"),
+    (("digits", "--crop", "20", "--crop-fill", "reflect"), "crop 20"),
+    (("digits", "--model", "fast_convnet"), "larger images"),
+    (("digits", "--neuron", "ilif", "--no-through-time", "--division", "open"), "through_time"),
+    (("digits", "--whiten", "--encoder", "rate"), "whiten"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG, ids=lambda x: " ".join(x[1:]) if isinstance(x, tuple) else "")
+def test_what_does_not_go_together_is_one_line(words, said, tmp_path, capsys):
+    assert main(["train", *words, "--output", str(tmp_path), "--quiet", "--device", "cpu"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+
+
+@pytest.mark.parametrize("levels", [1, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_are_counted_as_spikes(levels, dtype):
+    counts = torch.arange(levels + 1).repeat(3)
+    x = (counts / levels).to(dtype).float()
+    factor = quantum(x, levels)
+    assert factor == levels and (x * factor).round().tolist() == counts.tolist()
+    assert quantum(torch.rand(1000), levels) is None

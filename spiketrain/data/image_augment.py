@@ -36,6 +36,8 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rows: Rows = ALL, fi
         columns = torch.where(mirrored, w - 1 - columns, columns)
     lines, columns = top + torch.arange(h, device=device), left + columns
     if fill == "reflect":
+        if padding >= min(h, w):
+            raise UserError(f"crop {padding} with crop_fill reflect needs images larger than that, not {h}×{w}: lower --crop")
         lines, columns = (_reflected(at - padding, side) for at, side in ((lines, h), (columns, w)))
     else:
         images = F.pad(images, (padding,) * 4)
@@ -146,7 +148,6 @@ class ImageAugment:
             RandAugment.parse(self.randaugment)
         if self.erase_mode not in ("pixel", "const", "rand"):
             raise UserError(f"erase_mode must be pixel, const or rand, not {self.erase_mode!r}")
-
         if self.crop_fill not in ("zero", "reflect"):
             raise UserError(f"crop_fill must be zero or reflect, not {self.crop_fill!r}")
 

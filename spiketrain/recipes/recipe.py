@@ -146,20 +146,22 @@ class Recipe:
             raise UserError(f"accumulate {self.accumulate} is more than the batch size {self.batch_size}")
         if self.frames_by == "window" and not self.frame_window:
             raise UserError("frames_by 'window' needs frame_window, the length of a frame in µs")
-
-        if self.curriculum and (min(self.curriculum) < 1 or any(t % 1 for t in self.curriculum) or self.curriculum[-1] != self.steps):
-            raise UserError(f"curriculum must be whole numbers from 1 on, of which the last is steps ({self.steps})")
-        if self.curriculum and self.flatten_time:
-            raise UserError("curriculum and flatten_time do not go together: flatten_time needs the same T always")
-
+        self._check_curriculum()
         strangers = {
             "neuron ilif": self.neuron == "ilif", "a curriculum of T": self.curriculum, "through_time off": not self.through_time,
             "distil": self.distil,
         }  # fmt: skip
         if self.division == "strict" and (found := [name for name, there in strangers.items() if there]):
             raise UserError(f"{' and '.join(found)} is not of the strict division: it needs division open (--division open)")
-        if self.curriculum and self.norm == "tebn":
-            raise UserError("curriculum and norm tebn do not go together: tebn has a factor for each of the T steps")
+
+    def _check_curriculum(self) -> None:
+        if not self.curriculum:
+            return
+        whole = all(t % 1 == 0 and 1 <= t <= 10_000 for t in self.curriculum)
+        if not whole or self.curriculum[-1] != self.steps or len(self.curriculum) > self.epochs:
+            raise UserError(f"curriculum must be whole numbers from 1 on, no more than epochs, of which the last is steps ({self.steps})")
+        if self.flatten_time or self.norm == "tebn":
+            raise UserError("curriculum does not go with flatten_time or norm tebn, which need the same T always")
 
     def steps_in(self, epoch: int) -> int:
         """T in an epoch (from 0)."""
