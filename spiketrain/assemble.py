@@ -161,7 +161,7 @@ def build_network(recipe: Recipe, data: DataSet, device: torch.device) -> Networ
         initial.dirac(network)
     if recipe.whiten:
         if data.train.framed or data.train.stream or recipe.encoder != "direct" or recipe.flatten_time:
-            raise UserError("whiten needs images that are held in memory and shown as they are (encoder direct, no flatten_time): set it off")
+            raise UserError("whiten needs images held in memory and shown as they are (encoder direct, no flatten_time): set it off")
         initial.whiten(network, make_prepare(recipe, data).plain(initial.sample(data.train.inputs, data.train.labels).to(device)))
     return network.to(memory_format=torch.channels_last) if recipe.channels_last else network  # type: ignore[call-overload]
 
