@@ -1,6 +1,6 @@
-"""Writes the tables of docs/performance.md, between their markers, from the records in results/benchmarks.
+"""Writes the tables of docs/performance.md and docs/techniques.md, between their markers, from the records in results/benchmarks.
 
-    python benchmarks/performance.py [--results results/benchmarks] [--into docs/performance.md]
+    python benchmarks/performance.py [--results results/benchmarks] [--into docs/performance.md,docs/techniques.md]
 
 A marker is `<!-- NAME: begin -->` … `<!-- NAME: end -->`; NAME is a record's file without `.json`. Exit status 1 where a record that
 the page asks for is absent.
@@ -17,12 +17,15 @@ from typing import Any
 from common import ROOT
 
 MARK = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
+PAGES = ("performance.md", "techniques.md")
 HEADINGS = {
     "side": "side", "part": "part", "layer": "layer", "steps": "T",
     "dtype": "dtype", "layout": "layout", "batch_norm": "batch norm", "ms": "ms", "quartiles_ms": "quartiles", "n": "n",
     "times_least": "× least traffic", "images_per_s": "images/s", "times_ours": "× ours", "times_bound": "× bound", "step_mb": "step, MB",
     "whole_mb": "with weights, MB", "saved_mb": "saved for backward, MB", "ms_a_step": "ms a step of T",
     "first_call_s": "first call, s", "share": "share",
+    "model": "network", "neuron": "neuron", "surrogate": "surrogate", "older_accuracy": "older recipe, %", "older_seconds": "in s",
+    "ours_accuracy": "ours, %", "ours_seconds": "in s ", "ahead": "ahead by",
 }  # fmt: skip
 """Keys of rows that are shown → the column's title; others are left out."""
 
@@ -37,7 +40,8 @@ def cell(value: Any) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table of these rows."""
+    """A Markdown table of these rows; what a row holds of a side (`ours`: accuracy, seconds) is a column of its own."""
+    rows = [row | {f"{side}_{k}": v for side in ("older", "ours") for k, v in row.get(side, {}).items()} for row in rows]
     keys = [key for key in HEADINGS if any(key in row for row in rows)]
     lines = ["| " + " | ".join(HEADINGS[key] for key in keys) + " |", "| --- " + "| ---: " * (len(keys) - 1) + "|"]
     return lines + ["| " + " | ".join(cell(row.get(key, "")) for key in keys) + " |" for row in rows]
@@ -48,7 +52,8 @@ def told(record: dict[str, Any]) -> Iterable[str]:
     machine, versions = record["machine"], record["versions"]
     where = machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads"
     peers = "".join(f", {name} {version}" for name, version in record.get("peers", {}).items())
-    yield f"`python benchmarks/{record['command']}`  "
+    command = re.sub(r"--data-root \S+", "--data-root DIR", record["command"])
+    yield f"`python benchmarks/{command}`  "
     yield f"{where}; torch {versions['torch']}{peers}; commit {record['commit'][:10]}"
     if record.get("ratios"):
         yield ""
@@ -74,10 +79,11 @@ def filled(text: str, results: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "benchmarks")
-    parser.add_argument("--into", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument("--into", default=",".join(str(ROOT / "docs" / page) for page in PAGES))
     given = parser.parse_args()
     try:
-        given.into.write_text(filled(given.into.read_text(), given.results))
+        for page in map(Path, given.into.split(",")):
+            page.write_text(filled(page.read_text(), given.results))
     except FileNotFoundError as error:
         print(f"performance.py: {error.filename} is absent: run the benchmark that the page names", file=sys.stderr)
         return 1

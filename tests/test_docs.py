@@ -1,4 +1,4 @@
-"""The tables of docs/scale.md, security.md and performance.md are those of the records, and are filled in as soon as there is one."""
+"""The tables of docs/scale.md, security.md, performance.md and techniques.md are those of the records."""
 
 import json
 import shutil
@@ -19,8 +19,9 @@ def test_the_pages_have_the_numbers_of_the_records(page):
     assert scale_docs.filled(text, scale_docs.BLOCKS[page]) == text
 
 
-def test_the_page_of_performance_has_the_numbers_of_the_records():
-    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", performance.PAGES)
+def test_the_pages_of_speed_and_techniques_have_the_numbers_of_the_records(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert performance.filled(text, ROOT / "results" / "benchmarks") == text
 
 
