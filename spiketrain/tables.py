@@ -31,7 +31,7 @@ HEAD = (
     "data set", "neuron, surrogate", "network", "T", "batch size", "MACs (M)", "accuracy (%)", "older table (%)", "parameters",
     "firing rate", "SOPs (M)", "energy (µJ)", "images/s", "minutes", "on", "division", "commit", "command",
 )  # fmt: skip
-SHORT = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 17)
+SHORT = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15, 17)
 """The columns of the README's table."""
 
 
