@@ -259,14 +259,26 @@ def moments(x: Tensor, norm: Norm) -> Moments:
     """Statistics of x `[T,B,C,...]` as `norm` wants them."""
     wide = widen(x) if norm.per_step else widen(x).flatten(0, 1)[None]
     places = [d for d in range(1, wide.dim()) if d != 2]
-    count = wide[0].numel() / wide.shape[2]
     mean = wide.mean(places)
-    if norm.total is not None:
-        everybody = norm.total(torch.stack([mean * count, torch.full_like(mean, count)]))
-        mean, count = everybody[0] / everybody[1], float(everybody[1, 0, 0])
     apart = wide - mean.view(len(wide), 1, -1, *(1,) * (wide.dim() - 3))
-    squares = apart.square().sum(places)
-    return Moments(mean, (squares if norm.total is None else norm.total(squares)) / count, count)
+    count = wide[0].numel() / wide.shape[2]
+    return together(Moments(mean, apart.square().sum(places) / count, count), norm)
+
+
+def together(mine: Moments, norm: Norm) -> Moments:
+    """The statistics of all processes' values, of which each has its own: one exchange.
+
+        n = Σ nᵢ,  mean = Σ nᵢ·meanᵢ / n,  var = Σ nᵢ·(varᵢ + meanᵢ²) / n − mean²
+
+    In float64: the difference would lose the variance of a channel far from zero.
+    """
+    if norm.total is None:
+        return mine
+    mean, var = mine.mean.double(), mine.var.double()
+    sums = norm.total(mine.count * torch.stack([mean, var + mean.square(), torch.ones_like(mean)]))
+    shared = sums[0] / sums[2]
+    spread = (sums[1] / sums[2] - shared.square()).clamp(min=0)
+    return Moments(shared.to(mine.mean.dtype), spread.to(mine.var.dtype), float(sums[2, 0, 0]))
 
 
 def line(found: Moments, norm: Norm) -> tuple[Tensor, Tensor]:

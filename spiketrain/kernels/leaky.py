@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketrain.functional import Coefficient, Moments, Norm, Rule, line, per_channel, widen
+from spiketrain.functional import Coefficient, Moments, Norm, Rule, line, per_channel, together, widen
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,7 @@ def _in(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
 def _moments(passes: ModuleType, flat: Tensor, norm: Norm, rule: Rule) -> Moments:
     """`functional.moments`, each process's from one pass over memory."""
     mean, var = passes.moments(flat, norm.per_step and len(flat) > 1, rule)
-    n = flat.numel() / flat.shape[2] / len(mean)
-    if norm.total is None:
-        return Moments(mean, var, n)
-    both = norm.total(torch.stack([n * mean, torch.full_like(mean, n)]))
-    shared, count = both[0] / both[1], float(both[1, 0, 0])
-    return Moments(shared, norm.total(n * (var + (mean - shared).square())) / count, count)
+    return together(Moments(mean, var, flat.numel() / flat.shape[2] / len(mean)), norm)
 
 
 def scan(
