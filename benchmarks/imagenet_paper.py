@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common import store
+from scale_docs import PAPER
 from torch import nn
 
 from spiketrain import models, recipes
@@ -102,20 +103,7 @@ def main() -> None:
     for name, formula, found in checks:
         print(f"| {name} | {formula:,.0f} | {found:,.0f} | {found / formula:.2f} |")
     rows = [row(f"resnet{d}_imagenet", gpus, decode_ms) for d in (18, 34, 50) for gpus in (1, 8, 64)]
-    head = (
-        "network",
-        "GPUs",
-        "GFLOP an image",
-        "bound, images/s",
-        "compute, ms",
-        "gradients, ms",
-        "norms, ms",
-        "images/s",
-        "hours",
-        "cores",
-        "GB/s",
-    )
-    print("\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
+    print("\n| " + " | ".join(PAPER) + " |\n|" + " --- |" * len(PAPER))
     for r in rows:
         print("| " + " | ".join(f"{v:,}" if isinstance(v, int | float) else v for v in r.values()) + " |")
     store(

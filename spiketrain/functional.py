@@ -262,23 +262,23 @@ def moments(x: Tensor, norm: Norm) -> Moments:
     mean = wide.mean(places)
     apart = wide - mean.view(len(wide), 1, -1, *(1,) * (wide.dim() - 3))
     count = wide[0].numel() / wide.shape[2]
-    return together(Moments(mean, apart.square().sum(places) / count, count), norm)
+    return together(Moments(mean, apart.square().sum(places) / count, count), norm.total)
 
 
-def together(mine: Moments, norm: Norm) -> Moments:
-    """The statistics of all processes' values, of which each has its own: one exchange.
+def together(mine: Moments, total: Callable[[Tensor], Tensor] | None) -> Moments:
+    """The statistics of all processes' values, of which each has its own; total: a sum over processes, or None. One exchange.
 
         n = Σ nᵢ,  mean = Σ nᵢ·meanᵢ / n,  var = Σ nᵢ·(varᵢ + meanᵢ²) / n − mean²
 
     In float64: the difference would lose the variance of a channel far from zero.
     """
-    if norm.total is None:
+    if total is None:
         return mine
     mean, var = mine.mean.double(), mine.var.double()
-    sums = norm.total(mine.count * torch.stack([mean, var + mean.square(), torch.ones_like(mean)]))
+    sums = total(mine.count * torch.stack([mean, var + mean.square(), torch.ones_like(mean)]))
     shared = sums[0] / sums[2]
     spread = (sums[1] / sums[2] - shared.square()).clamp(min=0)
-    return Moments(shared.to(mine.mean.dtype), spread.to(mine.var.dtype), float(sums[2, 0, 0]))
+    return Moments(shared.to(mine.mean.dtype), spread.to(mine.var.dtype), float(sums.detach()[2, 0, 0]))
 
 
 def line(found: Moments, norm: Norm) -> tuple[Tensor, Tensor]:

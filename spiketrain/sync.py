@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spiketrain import processes
+from spiketrain.functional import Moments, together
 
 
 class _Sum(torch.autograd.Function):
@@ -30,23 +30,6 @@ def total(values: Tensor) -> Tensor:
     return summed
 
 
-def moments(total: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean `[C]`, variance `[C]` (of the population) and number of values a channel, over all processes; differentiable.
-
-        n = Σ count,  mean = Σ total / n,  var = Σ squares / n − mean²
-
-    total, squares: sums a channel `[C]` of this process's values and of their squares; count: how many there are a channel.
-    The sums are taken in float64: the difference would lose the variance of a channel far from zero. One all-reduce.
-    """
-    packed = torch.cat((total.double(), squares.double(), total.new_full((1,), count, dtype=torch.float64)))
-    if dist.is_initialized():
-        packed = _Sum.apply(packed)
-    channels = len(total)
-    n = packed[-1]
-    mean = packed[:channels] / n
-    return mean, packed[channels:-1] / n - mean.square(), n
-
-
 def batch_norm(x: Tensor, running: tuple[Tensor, Tensor], weight: Tensor, bias: Tensor, momentum: float, eps: float) -> Tensor:
     """`F.batch_norm` in training of x `[B,C,...]`, with the statistics of all processes; updates the running mean and variance.
 
@@ -66,24 +49,24 @@ class _BatchNorm(torch.autograd.Function):
         count = x.numel() // x.shape[1]
         precision = torch.zeros_like(running_mean)  # the statistics come in that of the running ones, and else in x's
         local, spread = torch.batch_norm_update_stats(x, precision, precision, 0.0)
-        local, spread = local.double(), spread.double()
-        mean, var, n = moments(count * local, count * (spread + local.square()), count)
+        found = together(Moments(local.double()[None], spread.double()[None], count), total)
+        mean, var, n = found.mean[0], found.var[0], found.count
         running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         running_var.lerp_((var * (n / (n - 1))).to(running_var.dtype), momentum)
-        mean, var = mean.to(weight.dtype), var.clamp(min=0).to(weight.dtype)
-        ctx.save_for_backward(x, weight, mean, var, n)
-        ctx.eps = eps
+        mean, var = mean.to(weight.dtype), var.to(weight.dtype)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.count = eps, n
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var, n = ctx.saved_tensors
+        x, weight, mean, var = ctx.saved_tensors
         # as in evaluation: dx = dy·w/σ, and this process's Σ dy·x̂ and Σ dy
         dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
             dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
-        sums = processes.add_up(torch.stack((d_weight, d_bias)).double()) / n
+        sums = processes.add_up(torch.stack((d_weight, d_bias)).double()) / ctx.count
         scale = 1 / (var + ctx.eps).sqrt()
         by_x = -weight * scale.square() * sums[0]
         constant = -weight * scale * sums[1] - by_x * mean

@@ -12,7 +12,7 @@ ALLOWED = {
     "allocator": set(),
     "signals": set(),
     "processes": {"errors"},
-    "sync": {"processes"},
+    "sync": {"functional", "processes"},
     "files": {"errors"},
     "record_check": set(),
     "functional": {"errors"},

@@ -18,7 +18,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import spiketrain as st
-from spiketrain import assemble, processes, sync
+from spiketrain import assemble, functional, processes, sync
 from spiketrain.cli import main
 from spiketrain.data.types import DataSet, Split
 from spiketrain.errors import UserError
@@ -127,13 +127,24 @@ def test_the_synchronised_norm_of_one_process_is_torchs(dtype, layout):
 
 
 def test_moments_are_those_of_all_values_and_pass_gradients():
-    x = torch.randn(50, 3, dtype=torch.float64, requires_grad=True) + 100
-    mean, var, n = sync.moments(x.sum(0), x.square().sum(0), len(x))
-    torch.testing.assert_close(mean, x.mean(0))
-    torch.testing.assert_close(var, x.var(0, correction=0))
-    assert n == 50
-    leaf = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: sync.moments(v.sum(0), v.square().sum(0), 9)[:2], leaf)
+    """Two unequal parts; `sent` stands for what the other process adds."""
+    whole = torch.randn(50, 3, dtype=torch.float64) + 100
+    parts = [whole[:20], whole[20:]]
+
+    def found(x, sent):
+        mine = functional.Moments(x.mean(0)[None], x.var(0, correction=0)[None], len(x))
+        return functional.together(mine, lambda sums: sums + sent)
+
+    sums = []
+    for x in parts:
+        functional.together(functional.Moments(x.mean(0)[None], x.var(0, correction=0)[None], len(x)), lambda t: sums.append(t) or t)
+    for x, other in zip(parts, sums[::-1], strict=True):
+        shared = found(x, other)
+        torch.testing.assert_close(shared.mean[0], whole.mean(0))
+        torch.testing.assert_close(shared.var[0], whole.var(0, correction=0))
+        assert shared.count == 50
+    leaf = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: (found(v, sums[0]).mean, found(v, sums[0]).var), leaf)
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def _in(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
 def _moments(passes: ModuleType, flat: Tensor, norm: Norm, rule: Rule) -> Moments:
     """`functional.moments`, each process's from one pass over memory."""
     mean, var = passes.moments(flat, norm.per_step and len(flat) > 1, rule)
-    return together(Moments(mean, var, flat.numel() / flat.shape[2] / len(mean)), norm)
+    return together(Moments(mean, var, flat.numel() / flat.shape[2] / len(mean)), norm.total)
 
 
 def scan(
