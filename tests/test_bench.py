@@ -37,11 +37,13 @@ def arguments(rows, tmp_path):
     return ["bench", str(rows), "--output", str(tmp_path / "runs"), "--results", str(tmp_path / "none")]
 
 
-def wait_for(runs, pattern, count=1):
+def wait_for(runs, pattern, but=None):
+    """The folders that have such a file, once there are any."""
     deadline = time.monotonic() + 120
-    while len(list(runs.glob(pattern))) < count and time.monotonic() < deadline:
+    while not (found := {f.parent for f in runs.glob(pattern)} - {but}) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(list(runs.glob(pattern))) >= count
+    assert found
+    return found
 
 
 def processes_with(text):
@@ -63,11 +65,12 @@ def test_killed_twice_and_started_again_every_row_has_one_record(rows, tmp_path,
     begun.wait()
     [first] = [job for job in jobs([recipe_of(line.split()) for line in ROWS.splitlines()], runs, []) if job.folder.exists()]
     again = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
-    wait_for(runs, "*/checkpoint-*", 2)
+    # Of another run: a run that replaces its checkpoint has two for a moment.
+    [second] = wait_for(runs, "*/checkpoint-*", but=first.folder)
     assert (first.folder / "record.json").exists()  # the device was not given away before
-    [begun_second] = [f.parent for f in runs.glob("*/checkpoint-*") if not (f.parent / "record.json").exists()][:1]
-    for process in processes_with(f"--into {begun_second} "):
-        os.kill(process, signal.SIGKILL)
+    for process in processes_with(f"--into {second} "):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     assert again.wait(200) == 0
     records = find_records([runs])
     assert len(records) == len(list(runs.glob("*/record.json"))) == len(list(runs.iterdir())) == 3
