@@ -113,7 +113,7 @@ def agreement() -> list[dict[str, Any]]:
 
 def speed(name: str, changes: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Seconds of a step of one process with two threads and of two with one, in turns."""
-    recipe = {"batch_size": 64, "steps": 4, "data": "noise", **changes}
+    recipe = {"batch_size": 64, "steps": 4, "data": "noise", "kernel": "auto", **changes}
     recipe["data"] = "digits" if recipe["data"] == "digits" else "custom"
     job = {"recipe": recipe, "steps": WARM + (30 if recipe["data"] == "digits" else 10)}
     times: dict[int, list[float]] = {1: [], 2: []}
@@ -128,7 +128,7 @@ def speed(name: str, changes: dict[str, Any], rounds: int) -> dict[str, Any]:
 
 def zero(rounds: int) -> dict[str, Any]:
     """AdamW's state and the step with it, whole in each of two processes or shared out."""
-    job = {"recipe": {"batch_size": 64, "steps": 4, "data": "custom", **NETWORKS["small_convnet"], "optimizer": "adamw"}, "steps": WARM + 8}
+    job = {"recipe": {"batch_size": 64, "steps": 4, "data": "custom", "kernel": "auto", **NETWORKS["small_convnet"], "optimizer": "adamw"}, "steps": WARM + 8}
     found: dict[str, list[dict[str, Any]]] = {"whole": [], "zero": []}
     for _ in range(rounds):
         for kind, runs in found.items():

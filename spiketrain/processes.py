@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from spiketrain.errors import UserError
+from spiketrain.placement import let_gloo_wait_its_turn, own_cores
 
 TIMEOUT_VARIABLE = "SPIKETRAIN_TIMEOUT"
 """Environment variable: seconds after which a process gives up waiting for another one (600 where it is not set)."""
@@ -77,12 +78,17 @@ def join(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = _own_gpu()
     mine = not dist.is_initialized()
+    places = contextlib.ExitStack()
     try:
+        if device.type == "cpu":
+            part, parts = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
+            places.enter_context(own_cores(part, parts))
         if mine:
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             seconds = _patience()
             store, rank_, world_ = _own_store(seconds)
             dist.init_process_group(backend, store=store, rank=rank_, world_size=world_, timeout=datetime.timedelta(seconds=seconds))
+            let_gloo_wait_its_turn()
         yield device
     except RuntimeError as error:
         text = str(error)
@@ -90,6 +96,8 @@ def join(device: torch.device) -> Iterator[torch.device]:
             raise
         me = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
         raise GroupLost(f"{me} has lost the others ({text.splitlines()[0][-120:]})") from error
+    finally:
+        places.close()
     if mine:
         dist.destroy_process_group()
 
