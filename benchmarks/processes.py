@@ -30,6 +30,7 @@ from spiketrain.data.images import in_memory
 from spiketrain.data.types import DataSet
 from spiketrain.objective import Objective
 from spiketrain.progress import Meter
+from spiketrain.record import command_line
 from spiketrain.train import train_step
 
 STEPS, BOUND, WARM = 20, 1e-5, 3
@@ -128,7 +129,8 @@ def speed(name: str, changes: dict[str, Any], rounds: int) -> dict[str, Any]:
 
 def zero(rounds: int) -> dict[str, Any]:
     """AdamW's state and the step with it, whole in each of two processes or shared out."""
-    job = {"recipe": {"batch_size": 64, "steps": 4, "data": "custom", "kernel": "auto", **NETWORKS["small_convnet"], "optimizer": "adamw"}, "steps": WARM + 8}
+    recipe = {"batch_size": 64, "steps": 4, "data": "custom", "kernel": "auto", **NETWORKS["small_convnet"], "optimizer": "adamw"}
+    job = {"recipe": recipe, "steps": WARM + 8}
     found: dict[str, list[dict[str, Any]]] = {"whole": [], "zero": []}
     for _ in range(rounds):
         for kind, runs in found.items():
@@ -159,10 +161,12 @@ def main() -> None:
         "speed": lambda: [speed(name, changes, options.rounds) for name, changes in NETWORKS.items()],
         "zero": lambda: zero(options.rounds),
     }
+    commands = found.get("commands", {})
     for part in options.only.split(","):
         found[part] = parts[part]()
+        commands[part] = command_line()
     if options.store:
-        store(options.store, **{part: found[part] for part in parts if part in found})
+        store(options.store, commands=commands, **{part: found[part] for part in parts if part in found})
 
 
 if __name__ == "__main__":

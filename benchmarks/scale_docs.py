@@ -36,9 +36,10 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def source(name: str) -> str:
-    """The line that stands over a table: its record, and the command that made it."""
-    command = re.sub(r"--shared \S+", "--shared DIR", read(name)["command"])
+def source(name: str, part: str = "") -> str:
+    """The line that stands over a table: its record, and the command that made it, or the part of it that is shown."""
+    found = read(name)
+    command = re.sub(r"--shared \S+", "--shared DIR", found["commands"][part] if part else found["command"])
     return f"Record: [{name}.json](../results/benchmarks/{name}.json), `python benchmarks/{command}`.\n\n"
 
 
@@ -84,7 +85,7 @@ def losses() -> str:
         for r in read("processes")["losses"]
     ]
     head = ("optimiser", "sums in", "apart in the first step", "at most in 20 steps", "loss")
-    return source("processes") + table(head, rows)
+    return source("processes", "losses") + table(head, rows)
 
 
 def speed() -> str:
@@ -93,7 +94,7 @@ def speed() -> str:
         for r in read("processes")["speed"]
     ]
     head = ("a step of 64 samples, T=4", "one process, two threads: ms", "two processes, one thread each: ms", "throughput of two by one")
-    return source("processes") + table(head, rows)
+    return source("processes", "speed") + table(head, rows)
 
 
 def zero() -> str:
@@ -102,7 +103,7 @@ def zero() -> str:
         (what, f"{found[f'{kind}_ms']:,.1f}", f"{found[f'{kind}_optimizer_bytes'] / 1e6:.1f}")
         for kind, what in (("whole", "whole in each of two processes"), ("zero", "shared out (ZeRO)"))
     ]
-    return source("processes") + table(("AdamW's state, small_convnet", "a step, ms", "of the state in a process, MB"), rows)
+    return source("processes", "zero") + table(("AdamW's state, small_convnet", "a step, ms", "of the state in a process, MB"), rows)
 
 
 def loader() -> str:

@@ -135,6 +135,10 @@ def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
         raise UserError("flip_by 'turn' is for images that are held in memory: set it to random")
     if recipe.curriculum and data.train.framed:
         raise UserError("curriculum is for images, and event frames have a T of their own: leave it empty")
+    if recipe.train_sides and (data.train.framed or data.sample_shape[1:] != (recipe.train_sides[-1],) * 2):
+        size = "×".join(map(str, data.sample_shape[1:]))
+        what = "event frames, which keep their size" if data.train.framed else f"images of {size} pixels"
+        raise UserError(f"train_sides must end with the side of square images, and {data.name} has {what}")
     return Loader(
         data, make_prepare(recipe, data), recipe.batch_size, recipe.eval_batch_size, recipe.seed, device, recipe.drop_last, recipe.limit,
         recipe.balanced, recipe.accumulate, recipe.flip and recipe.flip_by == "turn",

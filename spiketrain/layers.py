@@ -249,7 +249,11 @@ class Dense(nn.Module):
         self.neuron: Neuron = neuron.make()
 
     def forward(self, x: Tensor) -> Tensor:
-        spikes: Tensor = self.neuron(fold(self.fc, x.flatten(2)))
+        x = x.flatten(2)
+        if x.shape[2] != self.fc.in_features:
+            other = "choose images of another size, or another network"
+            raise UserError(f"a layer of this network takes {self.fc.in_features} values, and these images give {x.shape[2]}: {other}")
+        spikes: Tensor = self.neuron(fold(self.fc, x))
         return spikes
 
 

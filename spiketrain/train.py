@@ -25,6 +25,7 @@ from spiketrain.assemble import (
     uses_bf16,
 )
 from spiketrain.checkpoint import Every
+from spiketrain.data.image_augment import scaled
 from spiketrain.data.loader import Loader, seed_everything
 from spiketrain.data.types import DataSet
 from spiketrain.errors import UserError
@@ -135,6 +136,7 @@ def train_epoch(
     begun, before = time.perf_counter(), state.spent
     mix = not recipe.mix_off_epoch or epoch < recipe.mix_off_epoch
     for inputs, labels in loader.train(epoch, mix, state.batch):
+        inputs = scaled(inputs, recipe.side_in(epoch))
         kept = [b.clone() for b in network.buffers()] if skip_bad_steps else []
         bad, stop, due = train_step(
             recipe, spread, state.optimizer, autocast, objective, inputs, labels, state.meter, loader.size(state.batch),
@@ -219,6 +221,7 @@ def warm_up(recipe: Recipe, loader: Loader, network: Network, autocast: torch.au
     begun = time.perf_counter()
     twin = copy.deepcopy(network).train()
     inputs, labels = next(iter(loader.train(0)))
+    inputs = scaled(inputs, recipe.side_in(0))
     train_step(recipe, twin, torch.optim.SGD(twin.parameters(), lr=0.0), autocast, objective, inputs, labels, Meter(), loader.size(0))
     evaluate(twin, itertools.islice(loader.test(), 1), autocast, classes)
     return time.perf_counter() - begun

@@ -24,7 +24,7 @@ EVERYTHING = {
     "epochs": 3, "limit": 256, "width": 0.25, "batch_size": 32, "optimizer": "nadamw", "ema": 0.9, "mixup": 0.3, "cutmix": 0.5,
     "erase": 0.3, "randaugment": "rand-m5-n1-mstd0.5", "flip": True, "accumulate": 2, "neuron": "plif", "grad_noise": 0.01,
     "learn_alpha": True, "loss": "tet", "tet_lambda": 0.05, "encoder": "rate",
-    "curriculum": "1,2,4", "division": "open", "flip_by": "turn",
+    "curriculum": "1,2,4", "division": "open", "flip_by": "turn", "train_sides": "6,8",
 }  # fmt: skip
 
 

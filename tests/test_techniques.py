@@ -1,4 +1,4 @@
-"""What accurate recipes are made of: integer training, weights to begin with, mirrored by turns, a curriculum of T."""
+"""What accurate recipes are made of: integer training, weights to begin with, mirrored by turns, a curriculum of T, small images first."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 import spiketrain as st
 from spiketrain import assemble, initial, unroll
 from spiketrain.cli import main
-from spiketrain.data.image_augment import crop_and_flip
+from spiketrain.data.image_augment import crop_and_flip, scaled
 from spiketrain.data.images import in_memory
 from spiketrain.errors import UserError
 from spiketrain.functional import integer_scan
@@ -151,6 +151,30 @@ def test_a_curriculum_trains_with_fewer_steps_first_and_is_tested_with_all(tmp_p
         recipe.but(division="strict")
 
 
+def test_small_images_first_and_tested_with_whole_ones(tmp_path, monkeypatch):
+    recipe = st.recipes.get("digits").but(epochs=3, train_sides="6,8", limit=64, width=0.25)
+    assert [recipe.side_in(e) for e in range(3)] == [6, 6, 8]
+    seen = []
+    step = st.train.__globals__["train_step"]
+
+    def spied(recipe, network, optimizer, autocast, objective, inputs, *rest):
+        seen.append(tuple(inputs.shape[-2:]))
+        return step(recipe, network, optimizer, autocast, objective, inputs, *rest)
+
+    monkeypatch.setitem(st.train.__globals__, "train_step", spied)
+    record = st.train(recipe, output=tmp_path, quiet=True, device="cpu")
+    assert seen == [(6, 6)] * 3 + [(8, 8)] and record.recipe["train_sides"] == [6.0, 8.0]  # the first is the warm-up
+
+
+def test_a_scaled_image_keeps_its_mean_and_its_memory_order():
+    x = pictures(side=32).float().contiguous(memory_format=torch.channels_last)
+    small = scaled(x, 16)
+    assert small.shape == (64, 3, 16, 16) and small.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(small.mean((2, 3)), x.mean((2, 3)), rtol=0.03)
+    assert torch.allclose(scaled(torch.full_like(x, 7.0), 24), torch.full((64, 3, 24, 24), 7.0))
+    assert scaled(x, 32) is x and scaled(x, 0) is x
+
+
 def test_a_run_by_integers_can_be_tested_as_binary_spikes(tmp_path, capsys):
     flags = ["--neuron", "ilif", "--division", "open", "--steps", "1", "--epochs", "2", "--width", "0.5", "--precision", "fp32"]
     assert main(["train", "digits", *flags, "--into", str(tmp_path / "run"), "--quiet"]) == 0
@@ -170,6 +194,11 @@ WRONG = [
     (("digits-dvs", "--flip", "--flip-by", "turn"), "flip_by"),
     (("digits", "--crop", "20", "--crop-fill", "reflect"), "crop 20"),
     (("digits", "--model", "fast_convnet"), "larger images"),
+    (("digits", "--train-sides", "6,7"), "train_sides must end with the side of square images, and digits has images of 8×8 pixels"),
+    (("digits", "--train-sides", "4.5,8"), "whole numbers of pixels"),
+    (("digits", "--train-sides", "4,6,8", "--epochs", "2"), "no more of them than epochs"),
+    (("digits-dvs", "--train-sides", "8,16"), "event frames"),
+    (("digits", "--model", "mnist_convnet"), "takes 6272 values"),
     (("digits", "--neuron", "ilif", "--no-through-time", "--division", "open"), "through_time"),
     (("digits", "--whiten", "--encoder", "rate"), "whiten"),
 ]

@@ -50,6 +50,11 @@ def _reflected(at: Tensor, side: int) -> Tensor:
     return (side - 1) - ((side - 1) - at.abs()).abs()
 
 
+def scaled(x: Tensor, side: int) -> Tensor:
+    """`[B,C,H,W]` → `[B,C,side,side]`, each pixel a weighted mean (bilinear, antialiased); 0: x as it is."""
+    return F.interpolate(x, (side, side), mode="bilinear", antialias=True) if side not in (0, x.shape[-1]) else x
+
+
 Operation = Callable[[Tensor, float], Tensor]
 """A batch and a signed level in −1…1 → the batch."""
 

@@ -115,6 +115,9 @@ class Recipe:
     flip: bool = _field(False, "augmentation", "mirror half of the images")
     crop_fill: str = _field("zero", "augmentation", "what crop moves in from outside: zeros, or the image mirrored", ("zero", "reflect"))
     flip_by: str = _field("random", "augmentation", "mirror at random, or every image every other epoch", ("random", "turn"))
+    train_sides: tuple[float, ...] = _field(
+        (), "augmentation", "side that training images are scaled to, in equal shares of the epochs, as 24,32, the last of them their own"
+    )
     random_crop: bool = _field(True, "augmentation", "images that stream: a random part, scaled; off: the middle, as in tests")
     area: tuple[float, ...] = _field((0.08, 1.0), "augmentation", "of that part: smallest and largest share of the image")
     aspect: tuple[float, ...] = _field((0.75, 4 / 3), "augmentation", "of that part: smallest and largest width by height")
@@ -146,7 +149,7 @@ class Recipe:
             raise UserError(f"accumulate {self.accumulate} is more than the batch size {self.batch_size}")
         if self.frames_by == "window" and not self.frame_window:
             raise UserError("frames_by 'window' needs frame_window, the length of a frame in µs")
-        self._check_curriculum()
+        self._check_shares()
         strangers = {
             "neuron ilif": self.neuron == "ilif", "a curriculum of T": self.curriculum, "through_time off": not self.through_time,
             "distil": self.distil,
@@ -154,7 +157,9 @@ class Recipe:
         if self.division == "strict" and (found := [name for name, there in strangers.items() if there]):
             raise UserError(f"{' and '.join(found)} is not of the strict division: it needs division open (--division open)")
 
-    def _check_curriculum(self) -> None:
+    def _check_shares(self) -> None:
+        if len(self.train_sides) > self.epochs or not all(s % 1 == 0 and 4 <= s <= 4096 for s in self.train_sides):
+            raise UserError("train_sides must be whole numbers of pixels from 4 to 4096, no more of them than epochs, as 24,32")
         if not self.curriculum:
             return
         whole = all(t % 1 == 0 and 1 <= t <= 10_000 for t in self.curriculum)
@@ -165,7 +170,14 @@ class Recipe:
 
     def steps_in(self, epoch: int) -> int:
         """T in an epoch (from 0)."""
-        return int(self.curriculum[epoch * len(self.curriculum) // self.epochs]) if self.curriculum else self.steps
+        return self._in_share(self.curriculum, epoch, self.steps)
+
+    def side_in(self, epoch: int) -> int:
+        """Side of the training images in an epoch (from 0); 0: their own."""
+        return self._in_share(self.train_sides, epoch, 0)
+
+    def _in_share(self, values: tuple[float, ...], epoch: int, otherwise: int) -> int:
+        return int(values[epoch * len(values) // self.epochs]) if values else otherwise
 
     def but(self, **changes: Any) -> "Recipe":
         """The same recipe with some fields changed."""
@@ -182,7 +194,6 @@ class Recipe:
     def from_dict(values: Mapping[str, Any]) -> "Recipe":
         """The inverse of `to_dict`."""
         return Recipe().but(**values)
-
 
     def flags(self, base: "Recipe") -> list[str]:
         """The command line's flags that make this recipe of `base`, in the order of the fields."""
