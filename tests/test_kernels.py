@@ -184,6 +184,30 @@ def test_shared_statistics_are_those_of_the_whole_batch():
 
 
 @compiler
+@compiler
+@pytest.mark.parametrize("layout", ["plain", "channels-last", "ragged"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_large_result_that_goes_past_the_caches_is_that_of_its_parts(layout, dtype):
+    """The kernel writes results of 16 MiB and more in another way, where their rows are whole lines of the cache."""
+    batch = (72 if layout == "ragged" else 32) // dtype.itemsize
+    shape = (4, batch, 64, *((31, 33) if layout == "ragged" else (64, 32)))
+    x, weight = (inputs(4, shape[1:], dtype, "channels-last" if layout == "channels-last" else "plain") for _ in range(2))
+    assert x.numel() * dtype.itemsize >= 16 << 20
+    coefficients = [torch.tensor(c, dtype=functional.widen(x).dtype) for c in (0.5, 0.5, 0.6, 2.0)]
+
+    def passes(x, weight):
+        leaf = x.detach().requires_grad_()
+        s = kernels.scan(leaf, None, *coefficients, Rule(), "compiled", keep=False)[0]
+        s.backward(weight)
+        return s.detach(), leaf.grad
+
+    torch.full_like(x, torch.nan)  # what the allocator gives next is not zero
+    s, gx = passes(x, weight)
+    for rows in (slice(0, 1), slice(1, None)):
+        for whole, part in zip((s, gx), passes(x[:, rows].contiguous(), weight[:, rows].contiguous()), strict=True):
+            assert torch.equal(whole[:, rows], part)
+
+
 @pytest.mark.parametrize("n", [1, 8, 13, 4099])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_keep_every_spike(n, dtype):

@@ -78,6 +78,32 @@ inline void store(Vector<float>::type x, bf16* to) {  // to the nearest, ties to
     std::memcpy(to, &narrow, sizeof(Half));
 }
 
+// past the caches, straight to memory: `to` is a multiple of the vector's size
+inline void stream(V x, A* to) {
+#ifdef __AVX512F__
+    if (sizeof(A) == 4) return _mm512_stream_ps((float*)to, (__m512)x);
+    return _mm512_stream_pd((double*)to, (__m512d)x);
+#else
+    store(x, to);
+#endif
+}
+inline void stream(Vector<float>::type x, bf16* to) {
+#ifdef __AVX512F__
+    bf16 narrow[Vector<float>::lanes];
+    store(x, narrow);
+    __m256i bits;
+    std::memcpy(&bits, narrow, sizeof(bits));
+    _mm256_stream_si256((__m256i*)to, bits);
+#else
+    store(x, to);
+#endif
+}
+inline void streamed() {  // before another thread reads what was
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
+}
+
 // the first m lanes only where a row ends; FULL: there are as many as a vector has
 template <bool FULL, class E> inline V load(const E* from, int m) {
     if (FULL || m >= L) return load(from);
@@ -173,10 +199,17 @@ inline V after(V u, Mask fired, V threshold) { return HARD ? (fired ? V{} : u) :
 
 // ---- where blocks are ----
 
+const i64 LARGE = i64(16) << 20;  // bytes of a result that has no use of the caches any more when it is read
+
 struct Shape {
     i64 T, P, C, Q;
     i64 row() const { return Q == 1 ? C : Q; }
     i64 step() const { return P * C * Q; }
+    // Whether a result is better written past the caches: it would not stay there, and a line that is only written need not be read.
+    bool past(const ELEMENT* result) const {
+        const bool lines = row() * sizeof(ELEMENT) % 64 == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
+        return lines && T * step() * i64(sizeof(ELEMENT)) >= LARGE;
+    }
 };
 
 // Blocks one behind the other in memory: of one row and one channel where Q > 1, of whole rows where Q = 1.
@@ -280,6 +313,10 @@ template <bool FULL> struct Reach {
     int left(int k) const { return group.length - k * L; }
     template <class E> V get(const E* from, int k) const { return load<FULL>(from + at + k * L, left(k)); }
     template <class E> void put(V x, E* to, int k) const { store<FULL>(x, to + at + k * L, left(k)); }
+    template <class E> void put(V x, E* to, int k, bool past) const {
+        if (FULL && past) return stream(x, to + at + k * L);
+        put(x, to, k);
+    }
     V zeros_behind(V x, int k) const { return within<FULL>(x, left(k)); }
     // one value a channel (count = C) or one for all (count = 1)
     V spread(const A* from, i64 count, int k) const {
@@ -393,6 +430,7 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last
         ELEMENT* const out = spikes;
         A* const last = v_last;
         const i64 T = s.T;
+        const bool past = s.past(out);
         through(groups, begin, end, [=, &a, &s](const Group& group, auto full) {
             Layer<full.value, LINE> b(s, a, group);
             for (i64 block = 0; block < group.blocks; block++) {
@@ -404,7 +442,7 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last
                     for (int k = 0; k < K; k++) {
                         const V u = b.decay[k] * v[k] + b.gain[k] * b.current(t, k);
                         const Mask fired = fires(u, b.threshold[k]);
-                        b.put(fired ? all(1) : V{}, out + t * b.step, k);
+                        b.put(fired ? all(1) : V{}, out + t * b.step, k, past);
                         v[k] = after(u, fired, b.threshold[k]);
                     }
                 }
@@ -412,6 +450,7 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last
                     for (int k = 0; k < K; k++) b.put(v[k], last, k);
             }
         });
+        streamed();
     });
 }
 
@@ -431,13 +470,13 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
     const Shape& s;
     const Arguments& a;
     const Back to;
-    const bool constant;
+    const bool constant, past;
     Sums sums;
     std::vector<V> potentials;
 
   public:
     Backward(const Shape& s, const Arguments& a, const Back& to)
-        : s(s), a(a), to(to), constant(a.x_step == 0 && s.T > 1), sums(s, (COEFFICIENTS ? 4 : 0) + (NORMS ? int(2 * a.S) : 0)),
+        : s(s), a(a), to(to), constant(a.x_step == 0 && s.T > 1), past(to.gx && !constant && s.past(to.gx)), sums(s, (COEFFICIENTS ? 4 : 0) + (NORMS ? int(2 * a.S) : 0)),
           potentials(s.T * K) {}
 
     std::vector<double> run(const Groups& groups, i64 begin, i64 end) {
@@ -453,6 +492,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
             }
         });
         sums.flush();
+        streamed();
         return std::move(sums.total);
     }
 
@@ -506,7 +546,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
                     if (t > 0) continue;
                 }
                 if (LINE) g = line.factor[0][k] * g + line.factor[1][k] * b.input(t, k) + line.factor[2][k];
-                b.put(g, to.gx + (constant ? 0 : t * b.step), k);
+                b.put(g, to.gx + (constant ? 0 : t * b.step), k, past);
             }
         }
         for (int k = 0; k < K; k++) {
