@@ -38,12 +38,12 @@ def _cifar10_fast(name: str, **changes: Any) -> Recipe:
 
 def cifar10_strict() -> Recipe:
     """CIFAR-10, division strict: a binary LIF network at T=4."""
-    return _cifar10_fast("cifar10-strict", width=0.625, steps=4, threshold=0.5, epochs=11)
+    return _cifar10_fast("cifar10-strict", width=0.625, steps=4, threshold=0.5, alpha=1.0, norm="tebn", epochs=11)
 
 
 def cifar10_open() -> Recipe:
-    """CIFAR-10, division open: integers of eight levels at T=1 that unroll to binary spikes."""
-    return _cifar10_fast("cifar10-open", division="open", neuron="ilif", levels=8, steps=1, threshold=0.3, epochs=14)
+    """CIFAR-10, division open: integers of sixteen levels at T=1 that unroll to binary spikes."""
+    return _cifar10_fast("cifar10-open", division="open", neuron="ilif", levels=16, steps=1, threshold=0.2, epochs=14, smoothing=0.2)
 
 
 def _imnet(name: str, model: str, batch_size: int) -> Recipe:
