@@ -236,7 +236,7 @@ class Norm:
     """A batch norm by the statistics of its input: y = weight·(x − mean) / √(var + eps) + bias, per channel.
 
     weight, bias: `[C]`. per_step: statistics of each step by itself, else over all steps. total: where several processes share
-    a batch, the sum over them.
+    a batch, the sum over them. factor: `[T]`, y[t] is multiplied by factor[t] (TEBN: Duan et al. 2022); not with per_step.
     """
 
     weight: Tensor
@@ -244,6 +244,7 @@ class Norm:
     eps: float = 1e-5
     per_step: bool = False
     total: Total | None = None
+    factor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -282,9 +283,10 @@ def together(mine: Moments, total: Callable[[Tensor], Tensor] | None) -> Moments
 
 
 def line(found: Moments, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The norm as y = scale·x + shift, both `[S,C]`."""
+    """The norm as y = scale·x + shift, both `[S,C]`; with a factor a step S = T."""
     scale = norm.weight * torch.rsqrt(found.var + norm.eps)
-    return scale, norm.bias - found.mean * scale
+    shift = norm.bias - found.mean * scale
+    return (scale, shift) if norm.factor is None else (norm.factor[:, None] * scale, norm.factor[:, None] * shift)
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ class BatchNorm(nn.Module):
       and the norm of its shortcut. Here the weight begins at α·threshold instead of a factor standing beside it: the same functions
       and the same start, while a step of the optimiser on the weight is not scaled by the factor. It costs no more than "time".
     - "tebn" (temporal effective: Duan et al., NeurIPS 2022): statistics as "time", and y[t] = p[t]·(γ·x̂[t] + β), p learned, one a
-      step, 1 at the start. T is then part of the network: another is a `UserError`. Norm and neuron are two passes over memory.
+      step, 1 at the start. T is then part of the network: another is a `UserError`. Not in the kernels for GPUs, where norm and
+      neuron are then two passes over memory.
 
     Where several processes train the network, the statistics are of all their rows.
     """
@@ -88,12 +89,14 @@ class BatchNorm(nn.Module):
         self.p = nn.Parameter(torch.ones(spec.steps)) if spec.name == "tebn" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.p is None:
-            return self._normed(x)
-        if len(x) != len(self.p):
-            said = f"a factor for each of {len(self.p)} steps and cannot take {len(x)}"
+        self.check(len(x))
+        return self._normed(x) if self.p is None else self._normed(x) * self.p.view(-1, *(1,) * (x.dim() - 1))
+
+    def check(self, steps: int) -> None:
+        """`UserError` where the norm is for another number of steps."""
+        if self.p is not None and steps != len(self.p):
+            said = f"a factor for each of {len(self.p)} steps and cannot take {steps}"
             raise UserError(f"norm 'tebn' has {said}: build the network with as many steps, or take --norm time")
-        return self._normed(x) * self.p.view(-1, *(1,) * (x.dim() - 1))
 
     def _normed(self, x: Tensor) -> Tensor:
         if not self.training or (self.mode != "step" and processes.world() == 1):
@@ -115,14 +118,15 @@ class BatchNorm(nn.Module):
 
     def batch(self) -> Norm:
         """The norm by the statistics of a batch, for kernels that do it together with the neuron."""
-        return Norm(self.bn.weight, self.bn.bias, self.bn.eps, self.mode == "step", sync.total if processes.world() > 1 else None)
+        return Norm(
+            self.bn.weight, self.bn.bias, self.bn.eps, self.mode == "step", sync.total if processes.world() > 1 else None, self.p
+        )  # fmt: skip
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The norm in evaluation mode as scale and shift `[C]`."""
+        """The norm in evaluation mode as scale and shift `[S,C]`, S = 1 or T."""
         bn = self.bn
         assert bn.running_mean is not None and bn.running_var is not None
-        scale, shift = line(Moments(bn.running_mean[None], bn.running_var[None], 1), self.batch())
-        return scale[0], shift[0]
+        return line(Moments(bn.running_mean[None], bn.running_var[None], 1), self.batch())
 
     def update(self, found: Moments, steps: int) -> None:
         """Updates the running statistics by those of a batch, of `steps` steps."""
@@ -159,8 +163,9 @@ def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = 
     Norm and neuron in one pass over memory where the neuron's kernel is a fast one; the currents between them are never
     stored. They are in the dtype of potentials either way. update: whether the norm's running statistics are.
     """
-    fused = norm.p is None  # a factor a step between norm and neuron is in no kernel
-    if fused and isinstance(neuron, Leaky) and kernels.choose(neuron.kernel, x, neuron.rule) != "reference":
+    norm.check(steps)
+    kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
+    if isinstance(neuron, Leaky) and (kernel == "compiled" or (kernel == "triton" and norm.p is None)):  # which has no factor a step
         if norm.training:
             spikes, found = neuron.normed(x, norm.batch(), steps)
             if update:
@@ -212,7 +217,7 @@ class ConvBlock(nn.Module):
             return fire(self.norm, self.neuron, y, steps, first)
 
         steps, given = len(x), once(x)
-        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
+        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory != "speed" else self.conv
         if self.memory == "least":
             return again(run, given, self.spiking, list(self.parameters()))
         return run(given, True)

@@ -86,7 +86,7 @@ class Leaky(Neuron, ABC):
         return functional.step(x, state, *self.coefficients(), self.threshold, self.alpha, self.rule)
 
     def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None, steps: int = 1) -> Tensor:
-        """Spikes of x, from rest. affine: scale and shift `[C]`, for spikes of scale·x + shift instead, without a gradient, where x may
+        """Spikes of x, from rest. affine: scale and shift `[S,C]`, for spikes of scale·x + shift instead, without a gradient, where x may
         be one step `[1,B,C,...]` to be seen `steps` times."""
         _check_floating(x)
         if affine is not None:

@@ -137,8 +137,8 @@ def agree(case, needs=(True,) * 4):
     if case.start:
         close(out[1], grads[6])
     if stats:
-        close(out[2], grads[4])
-        close(out[3], grads[5])
+        close(out[2].sum(0), grads[4])
+        close(out[3].sum(0), grads[5])
     else:
         assert out[2] is None and out[3] is None
     for ours, theirs, need, many in zip(out[4], grads[:4], needs, case.channels, strict=True):

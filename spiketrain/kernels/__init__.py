@@ -102,9 +102,9 @@ def norm_scan(
 def affine_scan(
     x: Tensor, affine: tuple[Tensor, Tensor], coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto"
 ) -> Tensor:  # fmt: skip
-    """Spikes of `functional.scan` of scale·x + shift, both `[C]`, from rest; no gradient. x: as in `norm_scan`."""
+    """Spikes of `functional.scan` of scale·x + shift, both `[S,C]`, S = 1 or T, from rest; no gradient. x: as in `norm_scan`."""
     if (chosen := choose(kernel, x, rule)) == "reference":
-        y = functional.affine(x, *(c[None] for c in affine))
+        y = functional.affine(x, *affine)
         y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
         return functional.scan(y, None, *coefficients, rule)[0].to(x.dtype)
     return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps)

@@ -173,7 +173,8 @@ def backward(
     total: Total | None = None,
     count: float = 0.0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
-    """Gradients by x (`[1,P,C,Q]` where x is constant in time), v, the norm's weight and bias, and the coefficients (each `[C]`).
+    """Gradients by x (`[1,P,C,Q]` where x is constant in time), v, the norm's weight and bias (`[S,C]`, to be added up), and the
+    coefficients (each `[C]`).
 
     stats: (mean, rstd), each `[S,C]`, where the affine is a norm by the statistics of x; then the gradient passes through
     them, which takes a pass over memory for the two sums a channel and a second one for the rest. count: numbers behind each
@@ -206,7 +207,7 @@ def backward(
         partial = _empty((2, tiles.rows, *stats[0].shape), _wide(x), x.device)
         _launch(_backward_kernel, x, tiles.grid, **common, **outputs, grad_x=None, norm_sums=partial, norm_means=None)
         totals = partial.sum(1)
-        grad_bias, grad_weight = totals.sum(1).unbind(0)
+        grad_bias, grad_weight = totals.unbind(0)
         means = (totals if total is None else total(totals)) / (count or tiles.places * (1 if time["PER_STEP"] else x.shape[0]))
         nothing = {"grad_v0": None, "sums": None, "NEEDS": 0}
         _launch(_backward_kernel, x, tiles.grid, **common, **nothing, grad_x=grad_x, norm_sums=None, norm_means=means)

@@ -542,10 +542,13 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
                 if (!WRITES) continue;
                 V g = gy;
                 if (constant) {
-                    g = whole[k] += gy;
+                    g = whole[k] += LINE && b.per_step ? line.factor[0][k] * gy : gy;
                     if (t > 0) continue;
                 }
-                if (LINE) g = line.factor[0][k] * g + line.factor[1][k] * b.input(t, k) + line.factor[2][k];
+                if (LINE) {
+                    if (!(constant && b.per_step)) g = line.factor[0][k] * g;
+                    g = g + line.factor[1][k] * b.input(t, k) + line.factor[2][k];
+                }
                 b.put(g, to.gx + (constant ? 0 : t * b.step), k, past);
             }
         }

@@ -200,11 +200,14 @@ def forward(
 def backward(
     x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
     coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
+    factor: Affine | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
-    """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias, and the coefficients `[C]`.
+    """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias (`[S,C]`, to be added up), and
+    the coefficients `[C]`.
 
     stats: mean and rstd `[S,C]` where the affine is a norm by the statistics of x, `count` numbers behind each (0: those that
-    are here); total: sum over the processes that share them.
+    are here); total: sum over the processes that share them. factor: where each step of the norm has one, these `[T]`,
+    and the norm's scale without them `[1,C]`; what is by weight and bias is then by their products with it.
     """
     rows = _Rows(x)
     given = _Given(rows, x, v, affine, coefficients)
@@ -217,15 +220,17 @@ def backward(
     by_weight: Tensor | None = None
     by_bias: Tensor | None = None
     if stats is not None and affine is not None:
-        norms = torch.empty(len(stats[0]), 2, rows.shape[1], dtype=torch.float64)
-        mean = rows.spread(stats[0])
+        norms = torch.empty(len(affine[0]), 2, rows.shape[1], dtype=torch.float64)
+        mean = rows.spread(stats[0].expand_as(affine[0]))
         first = _back(grad_s, grad_v, mean, (), None, None, learned, norms)
         run(ctypes.byref(given.arguments), ctypes.byref(first), *given.sizes)
         sums = rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
         ours = torch.stack([sums[:, 0], sums[:, 1] * stats[1]])
-        by_bias, by_weight = ours.sum(1)
-        means = (ours if total is None else total(ours)) / (count or x[: 1 if constant else None].numel() / x.shape[2] / len(stats[0]))
-        line = tuple(map(rows.spread, _through_norm(means[0], means[1], affine[0], stats)))
+        by_bias, by_weight = ours
+        shared = ours if factor is None else (ours * factor[0][:, None]).sum(1, keepdim=True)
+        means = (shared if total is None else total(shared)) / (count or x[: 1 if constant else None].numel() / x.shape[2] / len(stats[0]))
+        slope, shift = _through_norm(means[0], means[1], affine[0] if factor is None else factor[1], stats)
+        line = tuple(rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
     second = _back(grad_s, grad_v, None, line, gx, gv, None if line else learned, None)
     run(ctypes.byref(given.arguments), ctypes.byref(second), *given.sizes)
     found: Sequence[Tensor | None] = [None] * 4 if learned is None else rows.split(learned).sum(0).unbind()
@@ -234,10 +239,10 @@ def backward(
 
 
 def _through_norm(by_bias: Tensor, by_weight: Tensor, scale: Tensor, stats: Affine) -> tuple[Tensor, ...]:
-    """a, b and c `[S,C]` of gx = a·gy + b·x + c, from the means of gy and of gy·x̂."""
+    """b and c `[S,C]` of gx = scale·gy + b·x + c, from the means of gy and of gy·x̂."""
     mean, rstd = stats
     slope = -scale * rstd * by_weight
-    return tuple(c.to(scale.dtype) for c in (scale, slope, -scale * by_bias - slope * mean))
+    return tuple(c.to(scale.dtype) for c in (slope, -scale * by_bias - slope * mean))
 
 
 def pack(spikes: Tensor, rule: Rule) -> Tensor:
