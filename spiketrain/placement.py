@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -68,7 +69,11 @@ def let_gloo_wait_its_turn() -> None:
     """
     if not hasattr(os, "SCHED_BATCH"):
         return
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            if (thread / "comm").read_text().startswith("gloo_tcp_loop"):
-                os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
+    until, found = time.monotonic() + 0.5, False  # it has no name before it has run for the first time
+    while not found and time.monotonic() < until:
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):
+                if (thread / "comm").read_text().startswith("gloo_tcp_loop"):
+                    os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
+                    found = True
+        time.sleep(0 if found else 0.01)
