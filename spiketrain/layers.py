@@ -217,7 +217,7 @@ class ConvBlock(nn.Module):
             return fire(self.norm, self.neuron, y, steps, first)
 
         steps, given = len(x), once(x)
-        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory != "speed" else self.conv
+        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         if self.memory == "least":
             return again(run, given, self.spiking, list(self.parameters()))
         return run(given, True)

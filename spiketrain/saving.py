@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from spiketrain import kernels
 
@@ -50,18 +49,6 @@ def conv_of_spikes(conv: nn.Conv2d, spikes: Tensor) -> Tensor:
     return bits
 
 
-class _Anchored(torch.autograd.Function):
-    """x, made something whose gradient can be asked for when x itself is no more."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
-        return None, None
-
-
 class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Callable[[Tensor, bool], Tensor], x: Tensor, spiking: bool, *parameters: Tensor) -> Tensor:
@@ -74,27 +61,16 @@ class _Again(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        made, wanted = _made_again(ctx), [p for p in ctx.parameters if p.requires_grad]
-        found = list(torch.autograd.grad(made[0], [*made[1:], *wanted], grads[0]))
-        by_x = found.pop(0) if len(made) > 1 else None
-        return None, by_x, None, *(found.pop(0) if p.requires_grad else None for p in ctx.parameters)
-
-
-def _made_again(ctx: Any) -> list[GradientEdge]:
-    """Where the gradients of what the layer makes and, if it has one, of what it makes it of are to be found.
-
-    The tensors themselves are let go: neither the spikes that come out nor, where bits are kept, those that went in are read by the
-    gradient's way back.
-    """
-    x = (ctx.kept if isinstance(ctx.kept, Tensor) else kernels.unpack(ctx.kept)).detach()
-    ctx.kept, edges = None, []
-    device, dtype, enabled = ctx.autocast
-    with torch.enable_grad(), torch.autocast(device, dtype, enabled):
-        if ctx.needs_input_grad[1]:
-            x = _Anchored.apply(torch.zeros((), device=device, requires_grad=True), x)
-            edges.append(get_gradient_edge(x))
-        y = ctx.run(x, False)
-    return [get_gradient_edge(y), *edges]
+        x = (ctx.kept if isinstance(ctx.kept, Tensor) else kernels.unpack(ctx.kept)).detach()
+        x.requires_grad_(ctx.needs_input_grad[1])
+        ctx.kept = None
+        device, dtype, enabled = ctx.autocast
+        with torch.enable_grad(), torch.autocast(device, dtype, enabled):
+            y = ctx.run(x, False)
+        wanted = [t for t in (x, *ctx.parameters) if t.requires_grad]
+        found = iter(torch.autograd.grad(y, wanted, grads[0]))
+        by = [next(found) if t.requires_grad else None for t in (x, *ctx.parameters)]
+        return None, by[0], None, *by[1:]
 
 
 def again(run: Callable[[Tensor, bool], Tensor], x: Tensor, spiking: bool, parameters: list[nn.Parameter]) -> Tensor:

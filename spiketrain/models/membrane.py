@@ -40,7 +40,7 @@ class ConvNorm(nn.Module):
             return fold(lambda current: F.max_pool2d(current, 3, 2, 1), z) if self.pooled else z
 
         steps, given = len(x), once(x)
-        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory != "speed" else self.conv
+        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         if self.memory == "least":
             return again(run, given, self.spiking, list(self.parameters()))
         return run(given, True)
