@@ -235,8 +235,8 @@ Total = Callable[[Tensor], Tensor]
 class Norm:
     """A batch norm by the statistics of its input: y = weight·(x − mean) / √(var + eps) + bias, per channel.
 
-    weight, bias: `[C]`. per_step: statistics of each step by itself, else over all steps. total: where several processes share
-    a batch, the sum over them. factor: `[T]`, y[t] is multiplied by factor[t] (TEBN: Duan et al. 2022); not with per_step.
+    weight, bias: `[C]`, or `[T,C]` for those of each step (not with per_step). per_step: statistics of each step by itself, else over
+    all steps. total: where several processes share a batch, the sum over them.
     """
 
     weight: Tensor
@@ -244,7 +244,6 @@ class Norm:
     eps: float = 1e-5
     per_step: bool = False
     total: Total | None = None
-    factor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -283,10 +282,9 @@ def together(mine: Moments, total: Callable[[Tensor], Tensor] | None) -> Moments
 
 
 def line(found: Moments, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The norm as y = scale·x + shift, both `[S,C]`; with a factor a step S = T."""
+    """The norm as y = scale·x + shift, both `[S,C]`; S = T where statistics or weights are of each step."""
     scale = norm.weight * torch.rsqrt(found.var + norm.eps)
-    shift = norm.bias - found.mean * scale
-    return (scale, shift) if norm.factor is None else (norm.factor[:, None] * scale, norm.factor[:, None] * shift)
+    return scale, norm.bias - found.mean * scale
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -101,19 +101,19 @@ def normed(scan, x, steps, rule, norm, channels):
     generator = torch.Generator().manual_seed(2)
     c = x.shape[2]
     leaf = x.detach().requires_grad_()
-    weight, bias = ((base + 0.3 * torch.rand(c, generator=generator)).to(wide).requires_grad_() for base in (0.8, 0.1))
+    rows = (steps, c) if norm == "rows" else (c,)
+    weight, bias = ((base + 0.3 * torch.rand(rows, generator=generator)).to(wide).requires_grad_() for base in (0.8, 0.1))
     size = (c,) if channels else ()
     coefficients = [(base + 0.1 * torch.rand(size, generator=generator)).to(wide).requires_grad_() for base in (0.5, 0.9, 0.6, 2.0)]
-    factor = (0.5 + torch.rand(steps, generator=generator)).to(wide).requires_grad_() if norm == "factor" else None
-    given = functional.Norm(weight, bias, 1e-5, norm == "step", factor=factor)
+    given = functional.Norm(weight, bias, 1e-5, norm == "step")
     s, _, found = scan(leaf, None, given, coefficients, rule, steps)
     back = torch.randn(s.shape, generator=generator).to(s.dtype)
     (s * back).sum().backward()
-    return s.detach(), found, [p.grad for p in (leaf, weight, bias, *coefficients, *([] if factor is None else [factor]))]
+    return s.detach(), found, [p.grad for p in (leaf, weight, bias, *coefficients)]
 
 
 NORMED = [
-    # shape of x, steps, dtype, layout, statistics of all steps or a step, or of all and a factor a step; coefficient a channel
+    # shape of x, steps, dtype, layout, statistics of all steps or a step, or of all and a weight a step; coefficient a channel
     ((4, 3, 32, 6, 6), 4, torch.float64, "channels-last", "time", False),
     ((4, 3, 32, 6, 6), 4, torch.float64, "plain", "time", True),
     ((33, 2, 5, 3, 3), 33, torch.float64, "channels-last", "time", True),
@@ -125,13 +125,13 @@ NORMED = [
     ((4, 2, 67, 4, 4), 4, torch.float32, "channels-last", "time", False),
     ((4, 2, 16, 4, 4), 4, torch.bfloat16, "channels-last", "time", False),
     ((4, 2, 64, 4, 4), 4, torch.bfloat16, "plain", "step", False),
-    ((4, 3, 32, 6, 6), 4, torch.float64, "channels-last", "factor", False),
-    ((3, 2, 7, 5, 5), 3, torch.float64, "plain", "factor", True),
-    ((1, 4, 8, 4, 4), 6, torch.float64, "channels-last", "factor", True),
-    ((1, 3, 7, 3, 3), 3, torch.float64, "plain", "factor", False),
-    ((1, 3, 40, 3, 3), 1, torch.float64, "channels-last", "factor", False),
-    ((4, 2, 67, 4, 4), 4, torch.float32, "channels-last", "factor", False),
-    ((4, 2, 64, 4, 4), 4, torch.bfloat16, "plain", "factor", False),
+    ((4, 3, 32, 6, 6), 4, torch.float64, "channels-last", "rows", False),
+    ((3, 2, 7, 5, 5), 3, torch.float64, "plain", "rows", True),
+    ((1, 4, 8, 4, 4), 6, torch.float64, "channels-last", "rows", True),
+    ((1, 3, 7, 3, 3), 3, torch.float64, "plain", "rows", False),
+    ((1, 3, 40, 3, 3), 1, torch.float64, "channels-last", "rows", False),
+    ((4, 2, 67, 4, 4), 4, torch.float32, "channels-last", "rows", False),
+    ((4, 2, 64, 4, 4), 4, torch.bfloat16, "plain", "rows", False),
 ]
 
 
@@ -156,7 +156,7 @@ def test_norm_and_neuron_together_equal_the_reference(case, monkeypatch):
                 assert ours is None or not ours.any()
                 continue
             size = float(theirs.abs().max()) + 1e-6
-            bound = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
+            bound = {torch.float64: 1e-8, torch.float32: 3e-4, torch.bfloat16: 1e-2}[dtype]
             torch.testing.assert_close(ours / size, theirs / size, rtol=0, atol=bound)
 
 

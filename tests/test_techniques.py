@@ -89,7 +89,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_variance(monkeypatch):
         out = nn.functional.conv2d(plain, stem.weight).transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.cov(out[:12]), torch.eye(12), atol=2e-3, rtol=0)
     assert torch.equal(out[:12], -out[12:])
-    assert not stem.weight.requires_grad and stem.bias.requires_grad
+    assert not stem.bias.any() and not any(p.requires_grad for p in stem.parameters())
     with pytest.raises(UserError, match="stem with 54 channels"):
         assemble.build_network(recipe.but(model="small_convnet"), data, CPU)
 

@@ -13,7 +13,7 @@ and through the norm, x̂ = (x − mean)·rstd, n values a channel:
 
     ∂bias = Σ∂y    ∂weight = Σ∂y·x̂    ∂x = scale·(∂y − Σ∂y/n − x̂·Σ∂y·x̂/n)
 
-where, if there is a factor p a step, y = p[t]·(weight·x̂ + bias), p[t]·∂y stands for ∂y, and ∂p[t] = Σ∂y[t]·(weight·x̂ + bias).
+where, if each step has its weight and bias, weight[t]·∂y stands for ∂y, and rstd for scale, in ∂x, and n counts all steps.
 
 Here are the layouts and the gradient's bookkeeping; the passes themselves are `native` (processor) and `gpu`. They see tensors
 `[T,P,C,Q]`: P places before the channel axis in memory and Q behind it, whatever the order of a tensor's axes, so that
@@ -67,7 +67,7 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, passes: ModuleType, x: Tensor, steps: int, v: Tensor | None, keep: bool, rule: Rule, norm: Norm | None,
-        weight: Tensor | None, bias: Tensor | None, factor: Tensor | None, *coefficients: Coefficient,
+        weight: Tensor | None, bias: Tensor | None, *coefficients: Coefficient,
     ) -> tuple[Any, ...]:  # fmt: skip
         layout = Layout.of(x, norm is not None or any(isinstance(c, Tensor) and c.dim() == 1 for c in coefficients))
         flat, wide = layout.flat(x), widen(x[:0]).dtype
@@ -92,21 +92,16 @@ class _Fire(torch.autograd.Function):
         stats, shared = None, (None, 0.0)
         if norm is not None:
             stats = _in(ctx.affine[0].dtype, ctx.found.mean, torch.rsqrt(ctx.found.var + norm.eps))
-            factor = () if norm.factor is None else ((norm.factor.detach(), norm.weight.detach() * stats[1]),)
-            shared = norm.total, ctx.found.count, *factor
+            shared = norm.total, ctx.found.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ())
         gx, gv, by_weight, by_bias, sums = ctx.passes.backward(
             flat.expand(ctx.steps, *flat.shape[1:]), rest, grad_s, grad_v, ctx.affine, stats, ctx.values, ctx.rule,
-            ctx.needs_input_grad[10:], *shared,
+            ctx.needs_input_grad[9:], *shared,
         )  # fmt: skip
-        by_factor = None
         if norm is not None:
-            if norm.factor is not None:
-                by_factor = (by_weight * norm.weight + by_bias * norm.bias).sum(1).to(norm.factor.dtype)
-                by_weight, by_bias = by_weight * norm.factor[:, None], by_bias * norm.factor[:, None]
-            by_weight, by_bias = by_weight.sum(0).to(norm.weight.dtype), by_bias.sum(0).to(norm.bias.dtype)
+            by_weight, by_bias = (g.sum_to_size(w.shape).to(w.dtype) for g, w in ((by_weight, norm.weight), (by_bias, norm.bias)))
         by_v = None if gv is None else layout.back(gv[None])[0]
         by_coefficient = [None if g is None else g.sum_to_size(c.shape).to(c.dtype) for g, c in zip(sums, tensors, strict=True)]
-        return None, layout.back(gx), None, by_v, None, None, None, by_weight, by_bias, by_factor, *by_coefficient
+        return None, layout.back(gx), None, by_v, None, None, None, by_weight, by_bias, *by_coefficient
 
 
 def _tensor(c: Coefficient, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -133,8 +128,8 @@ def scan(
     """
     for c in coefficients:
         per_channel(c, x[0])  # raises where a coefficient does not fit
-    weight, bias, factor = (None, None, None) if norm is None else (norm.weight, norm.bias, norm.factor)
-    spikes, last, found = _Fire.apply(passes, x, steps, v, keep, rule, norm, weight, bias, factor, *coefficients)
+    weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
+    spikes, last, found = _Fire.apply(passes, x, steps, v, keep, rule, norm, weight, bias, *coefficients)
     return spikes, last, found
 
 

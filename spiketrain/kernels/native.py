@@ -200,14 +200,13 @@ def forward(
 def backward(
     x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
     coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
-    factor: Affine | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
     """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias (`[S,C]`, to be added up), and
     the coefficients `[C]`.
 
     stats: mean and rstd `[S,C]` where the affine is a norm by the statistics of x, `count` numbers behind each (0: those that
-    are here); total: sum over the processes that share them. factor: where each step of the norm has one, these `[T]`,
-    and the norm's scale without them `[1,C]`; what is by weight and bias is then by their products with it.
+    are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own.
     """
     rows = _Rows(x)
     given = _Given(rows, x, v, affine, coefficients)
@@ -227,9 +226,9 @@ def backward(
         sums = rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
         ours = torch.stack([sums[:, 0], sums[:, 1] * stats[1]])
         by_bias, by_weight = ours
-        shared = ours if factor is None else (ours * factor[0][:, None]).sum(1, keepdim=True)
+        shared = ours if weight is None else (ours * weight).sum(1, keepdim=True)
         means = (shared if total is None else total(shared)) / (count or x[: 1 if constant else None].numel() / x.shape[2] / len(stats[0]))
-        slope, shift = _through_norm(means[0], means[1], affine[0] if factor is None else factor[1], stats)
+        slope, shift = _through_norm(means[0], means[1], affine[0] if weight is None else stats[1], stats)
         line = tuple(rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
     second = _back(grad_s, grad_v, None, line, gx, gv, None if line else learned, None)
     run(ctypes.byref(given.arguments), ctypes.byref(second), *given.sizes)
