@@ -39,8 +39,9 @@ def dirac(network: nn.Module) -> None:
 def whiten(network: Network, images: Tensor) -> None:
     """Sets the first convolution so that patches of the images come out uncorrelated and of variance 1, each with both signs; freezes it.
 
-    Rows are e/√(λ + ε) and its negative for every eigenvector e, of eigenvalue λ, of the patches' covariance; the bias is zero: behind a
-    linear stem the next norm takes a constant out again, and so nothing need go back to the pixels. images: `[N,C,H,W]`, normalised. `UserError` where the convolution has not 2·C·k² outputs. Source: as `dirac`, section 3.2.
+    Rows are e/√(λ + ε) and its negative for every eigenvector e, of eigenvalue λ, of the patches' covariance; the bias is zero: behind
+    a linear stem the next norm takes a constant out again, and so no gradient need go back to the pixels. images: `[N,C,H,W]`,
+    normalised. `UserError` where the convolution has not 2·C·k² outputs. Source: as `dirac`, section 3.2.
     """
     conv = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if conv is None:
