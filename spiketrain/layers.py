@@ -118,10 +118,10 @@ class BatchNorm(nn.Module):
 
     def batch(self) -> Norm:
         """The norm by the statistics of a batch, for kernels that do it together with the neuron."""
-        weight, bias = self.bn.weight, self.bn.bias
+        rows: tuple[Tensor, Tensor] = self.bn.weight, self.bn.bias
         if self.p is not None:
-            weight, bias = self.p[:, None] * weight, self.p[:, None] * bias
-        return Norm(weight, bias, self.bn.eps, self.mode == "step", sync.total if processes.world() > 1 else None)
+            rows = self.p[:, None] * self.bn.weight, self.p[:, None] * self.bn.bias
+        return Norm(*rows, self.bn.eps, self.mode == "step", sync.total if processes.world() > 1 else None)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The norm in evaluation mode as scale and shift `[S,C]`, S = 1 or T."""
