@@ -24,6 +24,7 @@ MODELS: dict[str, Callable[[Plan], nn.Module]] = {
         convnet.mnist_convnet,
         convnet.small_convnet,
         convnet.fast_convnet,
+        convnet.fast_convnet4,
         resnet.resnet9,
         resnet.resnet18,
         resnet.resnet18_pooled,
