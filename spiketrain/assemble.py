@@ -203,6 +203,10 @@ def make_optimizer(recipe: Recipe, network: nn.Module, batches: int) -> tuple[to
     if recipe.optimizer not in list_optimizers():
         raise unknown("optimizer", recipe.optimizer, map(str, list_optimizers()))
     extra: dict[str, Any] = {"eps": recipe.opt_eps} if recipe.opt_eps else {}
+    if recipe.ns_steps:
+        if "muon" not in recipe.optimizer:
+            raise UserError(f"ns_steps is of optimizer muon, not of {recipe.optimizer}: leave it at 0")
+        extra["ns_steps"] = recipe.ns_steps
     optimizer = create_optimizer_v2(
         network, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **extra
     )

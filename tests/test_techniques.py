@@ -90,7 +90,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_variance(monkeypatch):
     torch.testing.assert_close(torch.cov(out[:12]), torch.eye(12), atol=2e-3, rtol=0)
     assert torch.equal(out[:12], -out[12:])
     assert not stem.bias.any() and not any(p.requires_grad for p in stem.parameters())
-    with pytest.raises(UserError, match="stem with 54 channels"):
+    with pytest.raises(UserError, match="stem with 27 or 54 channels"):
         assemble.build_network(recipe.but(model="small_convnet"), data, CPU)
 
 

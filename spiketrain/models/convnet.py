@@ -63,20 +63,23 @@ def small_convnet(plan: Plan) -> nn.Module:
 
 
 class Stem(nn.Module):
-    """A 2×2 convolution that sees pixels, without norm or neuron: what `initial.whiten` sets. `[T,B,C,H,W]` → `[T,B,8C,H−1,W−1]`."""
+    """A 2×2 convolution that sees pixels, without norm or neuron: what `initial.whiten` sets. `[T,B,C,H,W]` → `[T,B,4C·signs,H−1,W−1]`.
 
-    def __init__(self, channels: int) -> None:
+    signs: 2 where each pattern comes with its negative too, which behind a linear stem adds weights but no functions.
+    """
+
+    def __init__(self, channels: int, signs: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 8 * channels, 2)
+        self.conv = nn.Conv2d(channels, 4 * channels * signs, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return fold(self.conv, x)
 
 
-def _stemmed(stages: Stages, plan: Plan) -> nn.Module:
+def _stemmed(stages: Stages, plan: Plan, signs: int) -> nn.Module:
     """`Stem`, then one convolution for each (channels, factor of the max-pooling of its currents), and the readout."""
-    layers: list[nn.Module] = [Stem(plan.channels)]
-    inputs = 8 * plan.channels
+    layers: list[nn.Module] = [Stem(plan.channels, signs)]
+    inputs = 4 * plan.channels * signs
     for channels, pool in stages:
         outputs = plan.wide(channels)
         layers.append(ConvBlock(inputs, outputs, plan.neuron, plan.norm, pool, len(layers) > 1, plan.memory))
@@ -90,7 +93,7 @@ def fast_convnet(plan: Plan) -> nn.Module:
     Shaped after K. Jordan's airbench94 (2024): as there, the stem is linear and can be set by the data (`initial.whiten`). Stem
     and first convolution see an image that does not change, and are computed once for all steps.
     """
-    return _stemmed([(64, 2), (128, 1), (128, 2), (256, 1), (256, 2)], plan)
+    return _stemmed([(64, 2), (128, 1), (128, 2), (256, 1), (256, 2)], plan, signs=2)
 
 
 def fast_convnet4(plan: Plan) -> nn.Module:
@@ -99,7 +102,7 @@ def fast_convnet4(plan: Plan) -> nn.Module:
     What a layer makes binary is lost to all behind it, and every layer but the first is computed T times: four wide layers, most of
     their weights where there are 3×3 pixels, learn more in the same time than the five of `fast_convnet` (docs/LOG.md).
     """
-    return _stemmed([(64, 2), (128, 2), (256, 2), (512, 1)], plan)
+    return _stemmed([(64, 2), (128, 2), (256, 2), (512, 1)], plan, signs=1)
 
 
 def mnist_convnet(plan: Plan) -> nn.Module:

@@ -90,6 +90,7 @@ class Recipe:
     weight_decay: float = _field(0.01, "training", "of weights, not of biases and norms", low=0.0)
     momentum: float = _field(0.9, "training", "of optimisers that have one", low=0.0, high=1.0)
     opt_eps: float = _field(0.0, "training", "epsilon of the optimiser; 0: its default", low=0.0)
+    ns_steps: int = _field(0, "training", "Newton-Schulz iterations of muon; 0: its default", low=0, high=100)
     schedule: str = _field(
         "cosine", "training", "of the learning rate", ("cosine", "tanh", "step", "multistep", "poly", "plateau", "constant")
     )
