@@ -79,16 +79,18 @@ def test_what_cannot_be_unrolled_is_refused():
         unroll.unroll(averaged)(images)
 
 
-def test_whitened_patches_are_uncorrelated_and_of_one_variance(monkeypatch):
+@pytest.mark.parametrize(("model", "signs"), [("fast_convnet", 2), ("fast_convnet4", 1)])
+def test_whitened_patches_are_uncorrelated_and_of_one_variance(model, signs, monkeypatch):
     monkeypatch.setattr(initial, "EPSILON", 1e-9)
     recipe, data = made(whiten=True)
+    recipe = recipe.but(model=model)
     network = assemble.build_network(recipe, data, CPU)
     stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
     plain = assemble.make_prepare(recipe, data).plain(data.train.inputs)
     with torch.no_grad():
         out = nn.functional.conv2d(plain, stem.weight).transpose(0, 1).flatten(1)
     torch.testing.assert_close(torch.cov(out[:12]), torch.eye(12), atol=2e-3, rtol=0)
-    assert torch.equal(out[:12], -out[12:])
+    assert len(out) == 12 * signs and (signs == 1 or torch.equal(out[:12], -out[12:]))
     assert not stem.bias.any() and not any(p.requires_grad for p in stem.parameters())
     with pytest.raises(UserError, match="stem with 27 or 54 channels"):
         assemble.build_network(recipe.but(model="small_convnet"), data, CPU)
@@ -101,6 +103,13 @@ def test_dirac_convolutions_pass_their_input_on():
         x = torch.randn(2, conv.in_channels, 5, 5)
         shared = min(conv.in_channels, conv.out_channels)
         torch.testing.assert_close(conv(x)[:, :shared], x[:, :shared])
+
+
+@pytest.mark.parametrize(("asked", "done"), [(3, 3), (0, 5)])
+def test_muon_iterates_as_often_as_asked(asked, done):
+    recipe, data = made(optimizer="muon", ns_steps=asked)
+    optimizer, _ = assemble.make_optimizer(recipe, assemble.build_network(recipe, data, CPU), 4)
+    assert {group["ns_steps"] for group in optimizer.param_groups} == {done}
 
 
 def test_every_image_is_seen_from_both_sides_in_two_epochs():
@@ -201,6 +210,7 @@ WRONG = [
     (("digits", "--model", "mnist_convnet"), "takes 6272 values"),
     (("digits", "--neuron", "ilif", "--no-through-time", "--division", "open"), "through_time"),
     (("digits", "--whiten", "--encoder", "rate"), "whiten"),
+    (("digits", "--optimizer", "adamw", "--ns-steps", "3"), "ns_steps is of optimizer muon, not of adamw"),
 ]
 
 
