@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
+from spiketrain.kernels.pool import max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
 from spiketrain.saving import again, conv_of_spikes
 
@@ -214,7 +215,7 @@ class ConvBlock(nn.Module):
             if min(y.shape[-2:]) < self.pool:
                 raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
             if self.pool > 1:  # before the norm, which then has a quarter of the work
-                y = fold(lambda z: F.max_pool2d(z, self.pool), y)
+                y = fold(lambda z: max_pool(z, self.pool), y)
             return fire(self.norm, self.neuron, y, steps, first)
 
         steps, given = len(x), once(x)

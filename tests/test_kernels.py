@@ -8,7 +8,7 @@ import torch
 from spiketrain import functional, kernels
 from spiketrain.errors import UserError
 from spiketrain.functional import Rule
-from spiketrain.kernels import native
+from spiketrain.kernels import cpp, native
 
 compiler = pytest.mark.skipif(not native.available(Rule(), torch.float32), reason="no C++ compiler on this machine")
 SHAPES = {"vector": (3, 7), "image": (2, 5, 3, 3)}
@@ -243,7 +243,7 @@ def test_auto_takes_the_reference_for_small_sequences_and_unknown_kernels_are_na
 
 
 def test_without_a_compiler_the_reference_runs_and_a_line_says_so(monkeypatch, tmp_path):
-    for cached in (native.compiler, native.available, native.library):
+    for cached in (cpp.compiler, native.available, native.library):
         cached.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "")
@@ -255,5 +255,5 @@ def test_without_a_compiler_the_reference_runs_and_a_line_says_so(monkeypatch, t
         with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
             kernels.choose("compiled", x, Rule())
     finally:
-        for cached in (native.compiler, native.available, native.library):
+        for cached in (cpp.compiler, native.available, native.library):
             cached.cache_clear()

@@ -7,6 +7,8 @@ A kernel is chosen by name:
   C++ compiler when first needed;
 - `triton`: the same passes for CUDA devices (`leaky`, `gpu`);
 - `auto`: the fast one for x's device where there is one and x is large enough for it to pay, else `reference`.
+
+`pool`, the max-pooling of currents, is exact and has no such choice; `cpp` compiles the C++ sources of this folder.
 """
 
 import functools
@@ -21,7 +23,7 @@ from torch import Tensor
 from spiketrain import functional
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Coefficient, Moments, Norm, Rule
-from spiketrain.kernels import leaky, native
+from spiketrain.kernels import cpp, leaky, native
 
 KERNELS = ("auto", "reference", "compiled", "triton")
 WORTH_COMPILING = 1 << 15
@@ -52,7 +54,7 @@ def choose(kernel: str, x: Tensor, rule: Rule) -> str:
         if not _triton_found() or not (x.is_cuda or os.environ.get("TRITON_INTERPRET")):
             raise UserError("kernel 'triton' is for CUDA devices with Triton installed: take --kernel auto")
         return kernel
-    if x.device.type != "cpu" or x.dtype not in native.ELEMENTS:
+    if x.device.type != "cpu" or x.dtype not in cpp.ELEMENTS:
         raise UserError(f"kernel 'compiled' is for floats on the processor, not for {x.dtype} on {x.device}: take --kernel auto")
     if not native.available(rule, x.dtype):
         raise UserError("kernel 'compiled' needs a C++ compiler that works: install g++, or take --kernel reference")

@@ -1,50 +1,25 @@
-"""The passes of `leaky` on the processor: `native.cpp`, compiled by the machine's C++ compiler when first needed, and kept.
+"""The passes of `leaky` on the processor: `native.cpp`, compiled for each rule and dtype (about two seconds) when first needed (`cpp`).
 
-A library is compiled for each rule and dtype (about two seconds) into the user's cache folder, under a name that follows from
-the source, the flags, the compiler and the processor. The number of steps and all sizes are arguments: no other length of a
-sequence or layer is ever compiled for again.
+The number of steps and all sizes are arguments: no other length of a sequence or layer is ever compiled for again.
 """
 
 import ctypes
 import functools
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spiketrain.functional import SURROGATES, Rule, Total, widen
+from spiketrain.kernels import cpp
+from spiketrain.kernels.cpp import ELEMENTS
 
-ELEMENTS = {torch.bfloat16: "bf16", torch.float32: "float", torch.float64: "double"}
-FLAGS = (
-    "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared", "-fopenmp",
-    *(("-march=native", "-mprefer-vector-width=512") if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)),
-)  # fmt: skip
 BLOCK = 32
 """Elements of a block in `native.cpp`."""
 
 Affine = tuple[Tensor, Tensor]
 """scale and shift, or mean and rstd, `[S,C]`."""
-
-
-@functools.cache
-def compiler() -> str | None:
-    """The C++ compiler: what the environment variable CXX names, or g++ or clang++."""
-    return next((found for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and (found := shutil.which(name))), None)
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: SPIKETRAIN_CACHE, else the user's cache folder."""
-    base = os.environ.get("SPIKETRAIN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spiketrain"
-    return Path(base) / "kernels"
 
 
 @functools.cache
@@ -54,46 +29,19 @@ def available(rule: Rule, dtype: torch.dtype) -> bool:
         return False
     try:
         library(rule, dtype)
-    except (OSError, subprocess.CalledProcessError):
+    except cpp.FAILURES:
         return False
     return True
 
 
 @functools.cache
 def library(rule: Rule, dtype: torch.dtype) -> ctypes.CDLL:
-    """The compiled kernels of a rule and dtype; `OSError` or `CalledProcessError` where they cannot be had."""
-    source = resources.files(__package__).joinpath("native.cpp").read_bytes()
-    macros = {
+    """The compiled kernels of a rule and dtype; one of `cpp.FAILURES` where they cannot be had."""
+    macros: dict[str, int | str] = {
         "SURROGATE": list(SURROGATES).index(rule.surrogate), "HARD": int(rule.reset == "hard"), "DETACH": int(rule.detach),
         "STRICT": int(rule.strict), "THROUGH": int(rule.through_time), "ELEMENT": ELEMENTS[dtype],
     }  # fmt: skip
-    words = [*FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
-    if (program := compiler()) is None:
-        raise OSError("no C++ compiler")
-    digest = hashlib.sha256(source + repr((words, program, _processor())).encode()).hexdigest()
-    file = cache_folder() / f"leaky-{digest[:24]}.so"
-    if not file.exists():
-        _compile(program, words, source, file)
-    return ctypes.CDLL(str(file))
-
-
-def _compile(program: str, words: list[str], source: bytes, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # several processes may compile at once: the last rename stays
-        code, made = Path(folder) / "native.cpp", Path(folder) / "native.so"
-        code.write_bytes(source)
-        subprocess.run([program, *words, str(code), "-o", str(made)], check=True, capture_output=True)
-        made.replace(file)
-
-
-@functools.cache
-def _processor() -> str:
-    """What -march=native depends on: a cache folder may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return cpp.load("native", macros)
 
 
 class _Arguments(ctypes.Structure):
