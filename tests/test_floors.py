@@ -1,6 +1,7 @@
 """A file imports only from floors below it."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,11 @@ def test_data_and_records_know_nothing_of_networks():
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_a_file_is_short(file):
     assert len(file.read_text().splitlines()) <= 400
+
+
+def test_what_is_no_python_is_installed_too():
+    told = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for file in PACKAGE.rglob("*"):
+        if file.is_file() and file.suffix not in (".py", ".pyc"):
+            owners = [(PACKAGE.parent / name.replace(".", "/"), patterns) for name, patterns in told.items()]
+            assert any(file in folder.glob(pattern) for folder, patterns in owners for pattern in patterns), file

@@ -458,7 +458,7 @@ struct Back {
     const ELEMENT* grad_s;
     const A *grad_v, *mean;    // grad_v: by the last potential, or null; mean: [S,C], for norm_sums
     const A* line[3];               // gx = line[0]·gy + line[1]·x + line[2], [S,C]; null: gx = gy
-    ELEMENT* gx;                    // null: sums only
+    ELEMENT* gx;                    // null: sums only; with norm_sums gy, for through_norm
     A* gv;                     // by the first potential, or null
     double* coefficient_sums;  // [4,C] for decay, gain, threshold, alpha, or null
     double* norm_sums;         // [S,2,C]: Σgy and Σgy·(x − mean), or null
@@ -466,7 +466,7 @@ struct Back {
 
 // What is asked for is a parameter of the template, so that what is not leaves no trace in the loops.
 template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
-    static const bool WRITES = !NORMS;  // gx needs the norm's sums first
+    static const bool WRITES = !NORMS;  // gx needs the norm's sums first: what is written with them is gy
     const Shape& s;
     const Arguments& a;
     const Back to;
@@ -538,6 +538,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
                     } else {
                         bias[k] += gy, weight[k] += apart;
                     }
+                    if (to.gx) b.put(gy, to.gx + t * b.step, k, past);
                 }
                 if (!WRITES) continue;
                 V g = gy;
@@ -579,6 +580,30 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
     }
 };
 
+// gx, which holds gy, becomes line[0]·gy + line[1]·x + line[2]
+void through_norm(const ELEMENT* x, ELEMENT* gx, const A* const* line, i64 S, const Shape& s, int threads) {
+    const Groups groups(s);
+    in_parallel(groups.units(), threads, [&](int, i64 begin, i64 end) {
+        through(groups, begin, end, [=, &s](const Group& group, auto full) {
+            Reach<full.value> r(s, group);
+            V factor[3][K];
+            for (i64 block = 0; block < group.blocks; block++) {
+                r.enter();
+                for (i64 t = 0; t < s.T; t++) {
+                    if (S > 1 || (t == 0 && (block == 0 || r.lined)))
+                        for (int k = 0; k < K; k++)
+                            for (int i = 0; i < 3; i++) factor[i][k] = r.of_step(line[i], S > 1 ? t : 0, k);
+#pragma GCC unroll 2
+                    for (int k = 0; k < K; k++) {
+                        const V gy = r.get(gx + t * r.step, k);
+                        r.put(factor[0][k] * gy + (factor[1][k] * r.get(x + t * r.step, k) + factor[2][k]), gx + t * r.step, k);
+                    }
+                }
+            }
+        });
+    });
+}
+
 template <bool LINE, bool COEFFICIENTS, bool NORMS> void backward(const Arguments& a, const Back& to, const Shape& s, int threads) {
     std::vector<std::vector<double>> parts(threads);
     const Groups groups(s);
@@ -613,6 +638,12 @@ void spike_backward(const Arguments* a, const Back* to, i64 T, i64 P, i64 C, i64
                      : a->scale    ? (learned ? backward<true, true, false> : backward<true, false, false>)
                                    : (learned ? backward<false, true, false> : backward<false, false, false>);
     run(*a, *to, Shape{T, P, C, Q}, threads);
+}
+
+void spike_through_norm(const ELEMENT* x, ELEMENT* gx, const A* scale, const A* slope, const A* shift, i64 S, i64 T, i64 P, i64 C, i64 Q,
+                        int threads) {
+    const A* const line[3] = {scale, slope, shift};
+    through_norm(x, gx, line, S, Shape{T, P, C, Q}, threads);
 }
 
 // bit i of byte j is the spike 8j + i

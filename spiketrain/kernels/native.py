@@ -154,7 +154,9 @@ def backward(
     the coefficients `[C]`.
 
     stats: mean and rstd `[S,C]` where the affine is a norm by the statistics of x, `count` numbers behind each (0: those that
-    are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own.
+    are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own. Between
+    the pass for the norm's sums and the one that uses them the gradient by y waits in gx, rounded to x's dtype, as where norm and neuron
+    are two layers; where x is the same at every step it is computed twice instead.
     """
     rows = _Rows(x)
     given = _Given(rows, x, v, affine, coefficients)
@@ -169,7 +171,7 @@ def backward(
     if stats is not None and affine is not None:
         norms = torch.empty(len(affine[0]), 2, rows.shape[1], dtype=torch.float64)
         mean = rows.spread(stats[0].expand_as(affine[0]))
-        first = _back(grad_s, grad_v, mean, (), None, None, learned, norms)
+        first = _back(grad_s, grad_v, mean, (), None if constant else gx, None if constant else gv, learned, norms)
         run(ctypes.byref(given.arguments), ctypes.byref(first), *given.sizes)
         sums = rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
         ours = torch.stack([sums[:, 0], sums[:, 1] * stats[1]])
@@ -178,8 +180,12 @@ def backward(
         means = (shared if total is None else total(shared)) / (count or x[: 1 if constant else None].numel() / x.shape[2] / len(stats[0]))
         slope, shift = _through_norm(means[0], means[1], affine[0] if weight is None else stats[1], stats)
         line = tuple(rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
-    second = _back(grad_s, grad_v, None, line, gx, gv, None if line else learned, None)
-    run(ctypes.byref(given.arguments), ctypes.byref(second), *given.sizes)
+    if line and not constant:
+        steps = ctypes.c_int64(len(line[0]))
+        library(rule, x.dtype).spike_through_norm(_p(x), _p(gx), *map(_p, line), steps, *given.sizes)
+    else:
+        second = _back(grad_s, grad_v, None, line, gx, gv, None if line else learned, None)
+        run(ctypes.byref(given.arguments), ctypes.byref(second), *given.sizes)
     found: Sequence[Tensor | None] = [None] * 4 if learned is None else rows.split(learned).sum(0).unbind()
     by_coefficient = [g if need else None for g, need in zip(found, needs, strict=True)]
     return gx, gv, by_weight, by_bias, by_coefficient
