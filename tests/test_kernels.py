@@ -156,8 +156,9 @@ def test_norm_and_neuron_together_equal_the_reference(case, monkeypatch):
                 assert ours is None or not ours.any()
                 continue
             size = float(theirs.abs().max()) + 1e-6
-            # a coefficient's gradient is a sum of thousands of terms that may cancel: rounding counts more where it is 0.05 and not 5
-            bound = {torch.float64: 1e-8, torch.float32: 3e-4, torch.bfloat16: 1e-2}[dtype]
+            bound = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype]
+            if theirs.dim() == 0:  # one coefficient for all: a sum of thousands of terms, and where they cancel their rounding counts more
+                bound *= 3
             torch.testing.assert_close(ours / size, theirs / size, rtol=0, atol=bound)
 
 

@@ -55,7 +55,7 @@ def test_nan_is_the_maximum_and_minus_infinity_is_one_too():
 
 
 @compiled
-def test_the_gradient_may_lie_otherwise_and_have_another_dtype():
+def test_the_gradient_may_lie_otherwise_in_memory():
     x = torch.randn(2, 8, 6, 6).bfloat16().contiguous(memory_format=LAST)
     (_, by_them), (_, by_us) = both(x, 2, lambda y: torch.arange(y.numel()).view(y.shape).to(y.dtype))
     assert torch.equal(by_us, by_them)
