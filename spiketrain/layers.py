@@ -18,7 +18,7 @@ from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.kernels.pool import max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
-from spiketrain.saving import again, conv_of_spikes
+from spiketrain.saving import Conv3x3, again, conv_of_spikes
 
 NORMS = ("time", "step", "tdbn", "tebn")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -186,11 +186,6 @@ def once(x: Tensor) -> Tensor:
     return x[:1] if same_at_every_step(x) else x
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """The 3×3 convolution, padding 1, no bias, that every network here is made of."""
-    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-
-
 class ConvBlock(nn.Module):
     """conv 3×3 → batch norm → (max-pool) → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
 
@@ -203,7 +198,7 @@ class ConvBlock(nn.Module):
         memory: str = "speed", stride: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = conv3x3(inputs, outputs, stride)
+        self.conv = Conv3x3(inputs, outputs, stride)
         self.pool = pool
         self.spiking, self.memory = spiking, memory
         self.norm = BatchNorm(outputs, norm)

@@ -11,42 +11,59 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spiketrain import kernels
+from spiketrain.kernels import conv
 
 MEMORY = ("speed", "bits", "least")
 
 
-class _BitConv(torch.autograd.Function):
+class _Conv(torch.autograd.Function):
+    """A convolution by `kernels.conv`, forward and backward; of spikes, one bit each is kept where `bits`."""
+
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-        ctx.kept = kernels.pack(spikes)
-        ctx.save_for_backward(weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: bool) -> Tensor:
+        ctx.save_for_backward(weight, *(() if bits else (x,)))
+        ctx.bits = kernels.pack(x) if bits else None
         ctx.where = stride, padding
-        return F.conv2d(spikes, weight, None, stride, padding)
+        return conv.forward(x, weight.to(x.dtype), stride, padding)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,), (stride, padding) = ctx.saved_tensors, ctx.where
-        spikes = kernels.unpack(ctx.kept)
-        wants = [*ctx.needs_input_grad[:2], False]
-        cast = weight.to(spikes.dtype)
-        by_spikes, by_weight, _ = torch.ops.aten.convolution_backward(
-            grads[0].to(spikes.dtype), spikes, cast, None, stride, padding, (1, 1), False, (0, 0), 1, wants
-        )
-        return by_spikes, None if by_weight is None else by_weight.to(weight.dtype), None, None
+        weight, *kept = ctx.saved_tensors
+        x = kept[0] if kept else kernels.unpack(ctx.bits)
+        wants: tuple[bool, bool] = ctx.needs_input_grad[:2]
+        by_x, by_weight = conv.backward(grads[0].to(x.dtype), x, weight.to(x.dtype), wants, *ctx.where)
+        return by_x, None if by_weight is None else by_weight.to(weight.dtype), None, None, None
 
 
-def conv_of_spikes(conv: nn.Conv2d, spikes: Tensor) -> Tensor:
-    """`conv` (no bias, no dilation, one group) of spikes `[N,C,H,W]`, of which one bit each is kept for its gradient."""
+def _apply(layer: nn.Conv2d, x: Tensor, bits: bool) -> Tensor:
+    out: Tensor = _Conv.apply(x, layer.weight, layer.stride[0], layer.padding[0], bits)
+    return out
+
+
+def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor) -> Tensor:
+    """`layer` (no bias, no dilation, one group) of spikes `[N,C,H,W]`, of which one bit each is kept for its gradient."""
     if not torch.is_grad_enabled() or not kernels.packs(spikes):
-        out: Tensor = conv(spikes)
+        out: Tensor = layer(spikes)
         return out
-    bits: Tensor = _BitConv.apply(spikes, conv.weight, conv.stride, conv.padding)
-    return bits
+    return _apply(layer, spikes, True)
+
+
+class Conv3x3(nn.Conv2d):
+    """The 3×3 convolution, padding 1, no bias, that every network here is made of; by `kernels.conv` where that is faster."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, stride, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        if x.dtype is dtype and conv.pays(x, self.weight, self.stride[0], 1):
+            return _apply(self, x, False)
+        return super().forward(x)
 
 
 class _Again(torch.autograd.Function):

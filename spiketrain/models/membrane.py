@@ -14,10 +14,10 @@ import functools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, ConvBlock, NormSpec, Readout, conv3x3, fold, once
+from spiketrain.layers import BatchNorm, ConvBlock, NormSpec, Readout, fold, once
 from spiketrain.models.network import Plan
 from spiketrain.neurons import Neuron
-from spiketrain.saving import again, conv_of_spikes
+from spiketrain.saving import Conv3x3, again, conv_of_spikes
 
 
 class ConvNorm(nn.Module):
@@ -58,11 +58,11 @@ class Block(nn.Module):
         norm = NormSpec.of(plan.norm)
         self.neuron: Neuron = plan.neuron.make()
         if pooled and stride == 2:
-            current = ConvNorm(conv3x3(inputs, planes), norm, True, True, plan.memory)
+            current = ConvNorm(Conv3x3(inputs, planes), norm, True, True, plan.memory)
             self.inner: nn.Module = nn.Sequential(current, plan.neuron.make())
         else:
             self.inner = ConvBlock(inputs, planes, plan.neuron, norm, 1, True, plan.memory, stride)
-        self.last = ConvNorm(conv3x3(planes, planes), norm.one_of(2), False, True, plan.memory)
+        self.last = ConvNorm(Conv3x3(planes, planes), norm.one_of(2), False, True, plan.memory)
         self.shortcut: nn.Module | None = None
         if stride > 1 or inputs != planes:
             self.shortcut = ConvNorm(nn.Conv2d(inputs, planes, 1, stride, bias=False), norm.one_of(2), False, True, plan.memory)
@@ -79,7 +79,7 @@ def membrane(channels: tuple[int, ...], depths: tuple[int, ...], plan: Plan, poo
     pooled: see `Block`; zero: the last norm of a branch begins with a weight of zero, so that a block begins as its shortcut.
     """
     inputs = plan.wide(channels[0])
-    layers: list[nn.Module] = [ConvNorm(conv3x3(plan.channels, inputs), plan.norm, spiking=False, memory=plan.memory)]
+    layers: list[nn.Module] = [ConvNorm(Conv3x3(plan.channels, inputs), plan.norm, spiking=False, memory=plan.memory)]
     for stage, depth in enumerate(depths):
         planes = plan.wide(channels[stage])
         for i in range(depth):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, Readout, conv3x3, fire, fold, once
+from spiketrain.layers import BatchNorm, Readout, fire, fold, once
 from spiketrain.models.network import Plan
-from spiketrain.saving import conv_of_spikes
+from spiketrain.saving import Conv3x3, conv_of_spikes
 
 
 class NormNeuronConv(nn.Module):
@@ -35,11 +35,11 @@ def _conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _basic(inputs: int, planes: int, stride: int, plan: Plan) -> list[NormNeuronConv]:
-    return [NormNeuronConv(conv3x3(inputs, planes, stride), plan), NormNeuronConv(conv3x3(planes, planes), plan)]
+    return [NormNeuronConv(Conv3x3(inputs, planes, stride), plan), NormNeuronConv(Conv3x3(planes, planes), plan)]
 
 
 def _bottleneck(inputs: int, planes: int, stride: int, plan: Plan) -> list[NormNeuronConv]:
-    convs = (_conv1x1(inputs, planes), conv3x3(planes, planes, stride), _conv1x1(planes, 4 * planes))
+    convs = (_conv1x1(inputs, planes), Conv3x3(planes, planes, stride), _conv1x1(planes, 4 * planes))
     return [NormNeuronConv(conv, plan) for conv in convs]
 
 
@@ -88,7 +88,7 @@ Branch = Callable[[int, int, int, Plan], list[NormNeuronConv]]
 def resnet(depths: tuple[int, ...], plan: Plan, branch: Branch = _basic, stem: str = "small", pooled: bool = False) -> nn.Module:
     """Stages of 64, 128, 256, 512 channels. stem: "small" is 3×3 of stride 1, "imagenet" 7×7 of stride 2."""
     inputs = plan.wide(64)
-    first = conv3x3(plan.channels, inputs) if stem == "small" else nn.Conv2d(plan.channels, inputs, 7, 2, 3, bias=False)
+    first = Conv3x3(plan.channels, inputs) if stem == "small" else nn.Conv2d(plan.channels, inputs, 7, 2, 3, bias=False)
     layers: list[nn.Module] = [Stem(first, pooled)]
     for stage, depth in enumerate(depths):
         planes = plan.wide(64 * 2**stage)
