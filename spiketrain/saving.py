@@ -59,10 +59,10 @@ class Conv3x3(nn.Conv2d):
         super().__init__(inputs, outputs, 3, stride, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
-        if x.dtype is dtype and conv.pays(x, self.weight, self.stride[0], 1):
-            return _apply(self, x, False)
+        if conv.pays(x, self.weight, self.stride[0], 1):  # which is on the processor only: autocast knows no meta device
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+            if x.dtype is dtype:
+                return _apply(self, x, False)
         return super().forward(x)
 
 

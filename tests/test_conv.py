@@ -95,3 +95,8 @@ def test_a_layer_under_autocast_gives_gradients_in_the_dtype_of_its_weights():
     assert x.grad.dtype is torch.bfloat16 and layer.weight.grad.dtype is torch.float32
     for ours, theirs in ((y, values), (x.grad, by_x), (layer.weight.grad, by_weight)):
         assert (ours.double() - theirs).abs().max() <= 1e-2 * theirs.abs().max()
+
+
+def test_a_layer_without_memory_tells_shapes_alone():
+    with torch.device("meta"):
+        assert saving.Conv3x3(256, 512)(torch.empty(16, 256, 3, 3)).shape == (16, 512, 3, 3)
