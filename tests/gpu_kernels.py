@@ -11,7 +11,8 @@ import pytest
 import torch
 import triton
 
-from spiketrain.functional import SURROGATES, Rule, scan, widen
+from spiketrain import kernels
+from spiketrain.functional import SURROGATES, Norm, Rule, scan, widen
 from spiketrain.kernels import gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +45,7 @@ class Case:
     steps: int = 4
     step: tuple[int, int, int] = (6, 17, 1)
     dtype: torch.dtype = torch.float32
-    norm: str = "none"  # none | affine | affine-per-step | norm | norm-per-step
+    norm: str = "none"  # none | affine | affine-per-step | norm | norm-per-step | norm-own: weight and bias of each step
     channels: tuple[bool, bool, bool, bool] = (False,) * 4
     start: bool = False
     constant: bool = False
@@ -79,7 +80,8 @@ class Inputs:
             self.coefficients = [torch.full_like(c, value) for c, value in zip(self.coefficients, (0.5, 1, 0.5, 1.5), strict=True)]
         rows = case.steps if case.norm == "affine-per-step" else 1
         self.scale, self.shift = draw(rows, c, low=0.9).to(self.wide), draw(rows, c, low=0.1).to(self.wide)
-        self.weight, self.bias = draw(c, low=0.9).to(self.wide), draw(c, low=0.2).to(self.wide)
+        own = (case.steps,) if case.norm == "norm-own" else ()
+        self.weight, self.bias = draw(*own, c, low=0.9).to(self.wide), draw(*own, c, low=0.2).to(self.wide)
         self.v = draw(*case.step).to(self.wide) if case.start else None
         self.grad_s = draw(case.steps, *case.step).to(case.dtype)
         self.grad_v = draw(*case.step).to(self.wide) if case.last else None
@@ -97,8 +99,9 @@ def normalised(case, given, x):
     axes = (1, 3) if case.norm == "norm-per-step" else (0, 1, 3)
     mean = x.mean(axes, keepdim=True)
     rstd = ((x - mean) ** 2).mean(axes, keepdim=True).add(EPS).rsqrt()
-    scale = given.weight[:, None] * rstd
-    shift = given.bias[:, None] - mean * scale
+    weight, bias = (c.view(-1, 1, case.step[1], 1) for c in (given.weight, given.bias))
+    scale = weight * rstd
+    shift = bias - mean * scale
     rows = -1, case.step[1]
     return scale * x + shift, (scale.view(rows), shift.view(rows)), (mean.view(rows), rstd.view(rows))
 
@@ -130,15 +133,16 @@ def agree(case, needs=(True,) * 4):
     def close(a, b, tolerance=tolerance):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=tolerance, atol=5 * tolerance)
 
-    out = gpu.backward(x, given.v, given.grad_s, given.grad_v, affine, stats, given.coefficients, case.rule, needs)
+    own = {"weight": given.weight} if case.norm == "norm-own" else {}
+    out = gpu.backward(x, given.v, given.grad_s, given.grad_v, affine, stats, given.coefficients, case.rule, needs, **own)
     assert out[0].dtype == case.dtype
     close(out[0].to(given.wide), grad_x, TOLERANCE[case.dtype])
     assert (out[1] is None) == (given.v is None)
     if case.start:
         close(out[1], grads[6])
     if stats:
-        close(out[2].sum(0), grads[4])
-        close(out[3].sum(0), grads[5])
+        close(out[2].sum_to_size(grads[4].shape), grads[4])
+        close(out[3].sum_to_size(grads[5].shape), grads[5])
     else:
         assert out[2] is None and out[3] is None
     for ours, theirs, need, many in zip(out[4], grads[:4], needs, case.channels, strict=True):
@@ -157,7 +161,7 @@ def rules():
 
 def mixed():
     """The rules, with the other options going round at their own paces."""
-    norms = ("norm", "none", "affine", "norm-per-step", "affine-per-step")
+    norms = ("norm", "none", "affine", "norm-per-step", "affine-per-step", "norm-own")
     steps = ((5, 3, 1), (2, 3, 17), (1, 1, 33), (1, 17, 3), (3, 17, 1), (3, 1, 5), (33, 1, 1), (1, 9, 7))
     many = ((False,) * 4, (True,) * 4, (True, False, True, False), (False, True, False, True))
     for i, rule in enumerate(rules()):
@@ -184,6 +188,9 @@ SHAPES = [
     Case(steps=33, step=(3, 3, 1), norm="affine-per-step", start=True, constant=True, rule=Rule("atan", "hard", False)),
     Case(steps=18, step=(2, 3, 1), norm="norm", constant=True),
     Case(steps=24, step=(1, 1, 33), dtype=torch.float64, rule=Rule("superspike", "hard", False)),
+    Case(steps=17, step=(2, 3, 1), norm="norm-own", start=True),
+    Case(steps=18, step=(2, 3, 5), norm="norm-own", constant=True),
+    Case(step=(5, 3, 4), norm="norm-own", dtype=torch.bfloat16, channels=(True,) * 4),
     Case(step=(2, 70, 1), norm="norm", dtype=torch.bfloat16),
     Case(step=(2, 3, 33), norm="norm-per-step", dtype=torch.bfloat16, channels=(True,) * 4),
     Case(step=(5, 3, 4), norm="norm", dtype=torch.bfloat16, constant=True),
@@ -235,6 +242,26 @@ def check_moments(steps, step, dtype, per_step, constant=False):
     wide = x.double()
     torch.testing.assert_close(mean.double(), wide.mean(axes).view(mean.shape), rtol=1e-6, atol=0)
     torch.testing.assert_close(var.double(), wide.var(axes, correction=0).view(var.shape), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_norm_and_neuron_as_layers_call_them(own, constant):
+    """Layouts, statistics and their counts come from `leaky` then."""
+    x = torch.randn(1 if constant else 3, 4, 5, 6, 7, device=DEVICE)
+    leaves = [x, *(torch.rand(*((3, 5) if own else (5,)), device=DEVICE) + 0.5 for _ in range(2))]
+    grad = torch.randn(3, *x.shape[1:], device=DEVICE)
+
+    def by(kernel):
+        given = [leaf.clone().requires_grad_() for leaf in leaves]
+        coefficients = (0.5, 0.5, 0.5, 1.0)
+        spikes, _, found = kernels.norm_scan(given[0], None, Norm(*given[1:]), coefficients, Rule("qgate"), 3, kernel)
+        return spikes, found, torch.autograd.grad(spikes, given, grad)
+
+    (spikes, found, grads), (theirs, wanted, by_autograd) = by("triton"), by("reference")
+    assert torch.equal(spikes, theirs) and found.count == wanted.count
+    for a, b in zip(grads, by_autograd, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("per_step", [False, True])

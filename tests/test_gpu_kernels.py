@@ -64,7 +64,7 @@ def constants(steps=4, last=True, wide="fp32", **others):
     }  # fmt: skip
 
 
-BACKWARD = {"SURROGATE": "atan", "DETACH": True, "THROUGH": True, "UNIT": 4}
+BACKWARD = {"APART": False, "SURROGATE": "atan", "DETACH": True, "THROUGH": True, "UNIT": 4}
 
 
 @pytest.fixture
@@ -94,6 +94,7 @@ def test_every_kernel_compiles_for_a_gpu(kernels, wide):
         ptx(kernels.forward_kernel, "x v starts decay gain threshold", dtype, wide, **long),
         ptx(kernels.backward_kernel, f"{rule} starts v grad_v grad_x grad_v0 sums", dtype, wide, **long, **BACKWARD, NEEDS=15),
         ptx(kernels.backward_kernel, f"{rule} mean rstd norm_sums", dtype, wide, **per_step),
+        ptx(kernels.backward_kernel, f"{rule} mean rstd norm_means grad_x", dtype, wide, **{**per_step, "APART": True}),
         ptx(kernels.backward_kernel, f"{rule} mean rstd norm_means grad_x", dtype, wide, **{**per_step, "CONSTANT": True}),
         ptx(kernels.moments_kernel, "x parts", dtype, wide, **constants(wide=wide)),
         ptx(kernels.moments_kernel, "x parts", dtype, wide, **{**constants(wide=wide, last=False), "PER_STEP": True, "WIDE": True}),

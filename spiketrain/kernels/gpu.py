@@ -172,13 +172,15 @@ def backward(
     needs: Needs,
     total: Total | None = None,
     count: float = 0.0,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients by x (`[1,P,C,Q]` where x is constant in time), v, the norm's weight and bias (`[S,C]`, to be added up), and the
     coefficients (each `[C]`).
 
     stats: (mean, rstd), each `[S,C]`, where the affine is a norm by the statistics of x; then the gradient passes through
     them, which takes a pass over memory for the two sums a channel and a second one for the rest. count: numbers behind each
-    statistic; total: sum over the processes that share it.
+    statistic (0: those that are here; of an x that is the same at every step, one step's); total: sum over the processes that
+    share it. weight: the norm's, `[T,C]`, where each step has its own: statistics are then `[1,C]`.
     """
     tiles, time = _Tiling(x), _time(x, affine)
     starts = None
@@ -191,7 +193,8 @@ def backward(
         "scale": affine[0] if affine else None, "shift": affine[1] if affine else None,
         "mean": stats[0] if stats else None, "rstd": stats[1] if stats else None,
         **dict(zip(names, coefficients, strict=True)),
-        "S": affine[0].shape[0] if affine else 1, "rows": tiles.rows, "UNIT": tiles.unit,
+        "S": affine[0].shape[0] if affine else 1, "APART": stats is not None and stats[0].shape[0] > 1,
+        "rows": tiles.rows, "UNIT": tiles.unit,
         "MANY": _bits(c.numel() > 1 for c in coefficients), "SURROGATE": rule.surrogate,
         "HARD": rule.reset == "hard", "DETACH": rule.detach, "STRICT": rule.strict, "THROUGH": rule.through_time,
         **time, **tiles.sizes, **tiles.shape,
@@ -204,11 +207,12 @@ def backward(
     if stats is None:
         _launch(_backward_kernel, x, tiles.grid, **common, **outputs, grad_x=grad_x, norm_sums=None, norm_means=None)
     else:
-        partial = _empty((2, tiles.rows, *stats[0].shape), _wide(x), x.device)
+        partial = _empty((2, tiles.rows, common["S"], tiles.channels), _wide(x), x.device)
         _launch(_backward_kernel, x, tiles.grid, **common, **outputs, grad_x=None, norm_sums=partial, norm_means=None)
         totals = partial.sum(1)
         grad_bias, grad_weight = totals.unbind(0)
-        means = (totals if total is None else total(totals)) / (count or tiles.places * (1 if time["PER_STEP"] else x.shape[0]))
+        shared = totals if weight is None else (totals * weight).sum(1, keepdim=True)
+        means = (shared if total is None else total(shared)) / (count or tiles.places * grad_x.shape[0] / stats[0].shape[0])
         nothing = {"grad_v0": None, "sums": None, "NEEDS": 0}
         _launch(_backward_kernel, x, tiles.grid, **common, **nothing, grad_x=grad_x, norm_sums=None, norm_means=means)
     return grad_x, grad_v0, grad_weight, grad_bias, [None if sums is None or not n else sums[i].sum(0) for i, n in enumerate(needs)]

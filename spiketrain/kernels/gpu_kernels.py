@@ -204,20 +204,29 @@ def _adjoint(u, s, grad_s, lam, h, steep, SURROGATE: tl.constexpr, HARD: tl.cons
 
 
 @triton.jit
+def _through_norm(x, mu, r, scale, m1, m2):
+    """What the statistics of the norm take off a gradient by x: m1 and m2 are the means of ∂y and of ∂y·x̂."""
+    return scale * (m1 + (x - mu) * r * m2)
+
+
+@triton.jit
 def backward_kernel(
     x, v, starts, grad_s, grad_v, scale, shift, mean, rstd, norm_means, decay, gain, threshold, alpha,
     grad_x, grad_v0, norm_sums, sums,
     T, N, C, Q, M, S, rows, SIZE,
-    A: tl.constexpr, K: tl.constexpr, SHORT: tl.constexpr, CONSTANT: tl.constexpr, PER_STEP: tl.constexpr,
+    A: tl.constexpr, K: tl.constexpr, SHORT: tl.constexpr, CONSTANT: tl.constexpr, PER_STEP: tl.constexpr, APART: tl.constexpr,
     MANY: tl.constexpr, NEEDS: tl.constexpr, SURROGATE: tl.constexpr,
     HARD: tl.constexpr, DETACH: tl.constexpr, STRICT: tl.constexpr, THROUGH: tl.constexpr,
     BC: tl.constexpr, LAST: tl.constexpr, SPLIT: tl.constexpr, WIDE: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The adjoint, from the last K steps to the first; u is computed again from x and from the potentials in `starts`.
 
-    Written where there is a pointer: grad_x (with the norm's own correction where norm_means `[2,S,C]` is given), grad_v0,
-    norm_sums `[2,rows,S,C]` (Σ∂y, Σ∂y·x̂), sums `[4,rows,C]` (of the coefficients in NEEDS).
+    Written where there is a pointer: grad_x (with the norm's own correction where norm_means is given), grad_v0,
+    norm_sums `[2,rows,S,C]` (Σ∂y, Σ∂y·x̂), sums `[4,rows,C]` (of the coefficients in NEEDS). PER_STEP: scale and shift `[S,C]`
+    have a row a step; APART: so have mean, rstd and norm_means `[2,·,C]`, else these have one row, and norm_means is of ∂y times the
+    weight of its step. An x that is the same at every step has one row of statistics, and is corrected once.
     """
+    OWN: tl.constexpr = PER_STEP and not APART  # each step has its own weight
     BN: tl.constexpr = BLOCK // BC
     R: tl.constexpr = BN // UNIT
     blocks = tl.cdiv(C, BC)
@@ -244,7 +253,7 @@ def backward_kernel(
         r = _row(rstd, 0, c, C)
     if norm_means is not None:
         m1 = _row(norm_means, 0, c, C)
-        m2 = _row(norm_means, S, c, C)
+        m2 = _row(norm_means, S if APART else 1, c, C)
     chunks = tl.cdiv(T, K)
     for i in range(0, chunks):
         t0 = (chunks - 1 - i) * K
@@ -275,16 +284,13 @@ def backward_kernel(
             if PER_STEP:
                 now = min(t, T - 1)
                 a = _row(scale, now, c, C)
-                if mean is not None:
+                if APART:
                     mu = _row(mean, now, c, C)
                     r = _row(rstd, now, c, C)
-                if norm_means is not None:
-                    m1 = _row(norm_means, now, c, C)
-                    m2 = _row(norm_means, S + now, c, C)
-            if norm_means is not None:
-                correction = m1 + (xs[k].to(A) - mu) * r * m2
-                grad = grad - (correction if SHORT else tl.where(t < T, correction, 0.0))
-            elif mean is not None:
+                    if norm_means is not None:
+                        m1 = _row(norm_means, now, c, C)
+                        m2 = _row(norm_means, S + now, c, C)
+            if norm_sums is not None:
                 hat = (xs[k].to(A) - mu) * r
                 if PER_STEP:
                     exists = (c < C) & (t < T)
@@ -299,11 +305,15 @@ def backward_kernel(
                 if CONSTANT:
                     grad_total += grad
                 else:
+                    if norm_means is not None:
+                        grad = grad - _through_norm(xs[k].to(A), mu, r, r if OWN else a, m1, m2)
                     here = mask if SHORT else mask & (t < T)
                     tl.store(grad_x + t * M + at, grad.to(grad_x.dtype.element_ty), mask=here)
             back = d * grad_u if THROUGH else zero
             lam = back if SHORT else tl.where(t < T, back, lam)
     if CONSTANT and grad_x is not None:
+        if norm_means is not None:
+            grad_total -= _through_norm(tl.load(x + at, mask=mask, other=0).to(A), mu, r, r if OWN else a, m1, m2)
         tl.store(grad_x + at, grad_total.to(grad_x.dtype.element_ty), mask=mask)
     if grad_v0 is not None:
         tl.store(grad_v0 + at, lam, mask=mask)
