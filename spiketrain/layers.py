@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
+from spiketrain.kernels import conv
 from spiketrain.kernels.pool import max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
-from spiketrain.saving import Conv3x3, again, conv_of_spikes
+from spiketrain.saving import again, conv_of_spikes, convolve
 
 NORMS = ("time", "step", "tdbn", "tebn")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -74,8 +75,7 @@ class BatchNorm(nn.Module):
       and the norm of its shortcut. Here the weight begins at α·threshold instead of a factor standing beside it: the same functions
       and the same start, while a step of the optimiser on the weight is not scaled by the factor. It costs no more than "time".
     - "tebn" (temporal effective: Duan et al., NeurIPS 2022): statistics as "time", and y[t] = p[t]·(γ·x̂[t] + β), p learned, one a
-      step, 1 at the start. T is then part of the network: another is a `UserError`. Not in the kernels for GPUs, where norm and
-      neuron are then two passes over memory.
+      step, 1 at the start. T is then part of the network: another is a `UserError`.
 
     Where several processes train the network, the statistics are of all their rows.
     """
@@ -167,7 +167,7 @@ def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = 
     """
     norm.check(steps)
     kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
-    if isinstance(neuron, Leaky) and (kernel == "compiled" or (kernel == "triton" and norm.p is None)):  # which has no factor a step
+    if isinstance(neuron, Leaky) and kernel != "reference":
         if norm.training:
             spikes, found = neuron.normed(x, norm.batch(), steps)
             if update:
@@ -184,6 +184,20 @@ def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = 
 def once(x: Tensor) -> Tensor:
     """x `[T,...]`, or its first step alone where all are the same."""
     return x[:1] if same_at_every_step(x) else x
+
+
+class Conv3x3(nn.Conv2d):
+    """The 3×3 convolution, padding 1, no bias, that every network here is made of; by `kernels.conv` where that is faster."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, stride, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if conv.pays(x, self.weight, self.stride[0], 1):  # which is on the processor only: autocast knows no meta device
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+            if x.dtype is dtype:
+                return convolve(self, x)
+        return super().forward(x)
 
 
 class ConvBlock(nn.Module):
@@ -206,7 +220,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         def run(x: Tensor, first: bool) -> Tensor:
-            y = fold(convolve, x)
+            y = fold(linear, x)
             if min(y.shape[-2:]) < self.pool:
                 raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
             if self.pool > 1:  # before the norm, which then has a quarter of the work
@@ -214,7 +228,7 @@ class ConvBlock(nn.Module):
             return fire(self.norm, self.neuron, y, steps, first)
 
         steps, given = len(x), once(x)
-        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
+        linear = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         if self.memory == "least":
             return again(run, given, self.spiking, list(self.parameters()))
         return run(given, True)

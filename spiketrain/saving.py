@@ -39,31 +39,18 @@ class _Conv(torch.autograd.Function):
         return by_x, None if by_weight is None else by_weight.to(weight.dtype), None, None, None
 
 
-def _apply(layer: nn.Conv2d, x: Tensor, bits: bool) -> Tensor:
+def convolve(layer: nn.Conv2d, x: Tensor, bits: bool = False) -> Tensor:
+    """`layer` (no bias, no dilation, one group) of x `[N,C,H,W]` by `kernels.conv`; bits: x is spikes, of which one bit each is kept."""
     out: Tensor = _Conv.apply(x, layer.weight, layer.stride[0], layer.padding[0], bits)
     return out
 
 
 def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor) -> Tensor:
-    """`layer` (no bias, no dilation, one group) of spikes `[N,C,H,W]`, of which one bit each is kept for its gradient."""
+    """`layer` of spikes, which are kept for its gradient as bits where they can be."""
     if not torch.is_grad_enabled() or not kernels.packs(spikes):
         out: Tensor = layer(spikes)
         return out
-    return _apply(layer, spikes, True)
-
-
-class Conv3x3(nn.Conv2d):
-    """The 3×3 convolution, padding 1, no bias, that every network here is made of; by `kernels.conv` where that is faster."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, 3, stride, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if conv.pays(x, self.weight, self.stride[0], 1):  # which is on the processor only: autocast knows no meta device
-            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
-            if x.dtype is dtype:
-                return _apply(self, x, False)
-        return super().forward(x)
+    return convolve(layer, spikes, bits=True)
 
 
 class _Again(torch.autograd.Function):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spiketrain import saving
+from spiketrain import layers
 from spiketrain.kernels import conv
 
 LAST = torch.channels_last
@@ -72,18 +72,18 @@ def taken(layer, x):
 
 
 def test_a_layer_takes_them_where_they_pay():
-    layer = saving.Conv3x3(256, 512).to(torch.bfloat16).to(memory_format=LAST)
+    layer = layers.Conv3x3(256, 512).to(torch.bfloat16).to(memory_format=LAST)
     x = torch.randn(16, 256, 3, 3).bfloat16().contiguous(memory_format=LAST)
     assert taken(layer, x)
     assert not taken(layer, x.detach().contiguous())  # not channels last
     assert not taken(layer, x.detach()[:15])  # few rows
     assert not taken(layer, torch.randn(16, 256, 6, 6).bfloat16().contiguous(memory_format=LAST))  # many pixels
-    assert not taken(saving.Conv3x3(256, 512, 2).bfloat16(), x.detach())  # a stride
-    assert not taken(saving.Conv3x3(256, 512).double(), x.detach().double())
+    assert not taken(layers.Conv3x3(256, 512, 2).bfloat16(), x.detach())  # a stride
+    assert not taken(layers.Conv3x3(256, 512).double(), x.detach().double())
 
 
 def test_a_layer_under_autocast_gives_gradients_in_the_dtype_of_its_weights():
-    layer = saving.Conv3x3(256, 512).to(memory_format=LAST)
+    layer = layers.Conv3x3(256, 512).to(memory_format=LAST)
     x = torch.randn(16, 256, 3, 3).bfloat16().contiguous(memory_format=LAST).requires_grad_()
     grad = torch.randn(16, 512, 3, 3).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
@@ -99,4 +99,4 @@ def test_a_layer_under_autocast_gives_gradients_in_the_dtype_of_its_weights():
 
 def test_a_layer_without_memory_tells_shapes_alone():
     with torch.device("meta"):
-        assert saving.Conv3x3(256, 512)(torch.empty(16, 256, 3, 3)).shape == (16, 512, 3, 3)
+        assert layers.Conv3x3(256, 512)(torch.empty(16, 256, 3, 3)).shape == (16, 512, 3, 3)

@@ -34,11 +34,14 @@ def weight_pays(x: Tensor, channels: int) -> bool:
     return ((side <= 3 and weights >= 1 << 15) or (side == 4 and weights >= 1 << 16)) and _fits(x, 16)
 
 
+def _ours(weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether it is a convolution of the kind that this file is about."""
+    return (stride, padding, *weight.shape[2:]) == (1, 1, 3, 3)
+
+
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether any part of the work of a convolution, forward or backward, is faster here than by torch."""
-    if (stride, padding, *weight.shape[2:]) != (1, 1, 3, 3):
-        return False
-    return forward_pays(x, len(weight)) or weight_pays(x, len(weight))
+    return _ours(weight, stride, padding) and (forward_pays(x, len(weight)) or weight_pays(x, len(weight)))
 
 
 def _seen(at: int, size: int) -> tuple[slice, slice]:
@@ -93,7 +96,7 @@ def products_by_weight(grad: Tensor, x: Tensor) -> Tensor:
 
 def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """`F.conv2d(x, weight, None, stride, padding)` by whichever way is faster. No gradient goes through it."""
-    if pays(x, weight, stride, padding) and forward_pays(x, len(weight)):
+    if _ours(weight, stride, padding) and forward_pays(x, len(weight)):
         return products(x, weight)
     return F.conv2d(x, weight, None, stride, padding)
 

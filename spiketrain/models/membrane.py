@@ -14,10 +14,10 @@ import functools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, ConvBlock, NormSpec, Readout, fold, once
+from spiketrain.layers import BatchNorm, Conv3x3, ConvBlock, NormSpec, Readout, fold, once
 from spiketrain.models.network import Plan
 from spiketrain.neurons import Neuron
-from spiketrain.saving import Conv3x3, again, conv_of_spikes
+from spiketrain.saving import again, conv_of_spikes
 
 
 class ConvNorm(nn.Module):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, Readout, fire, fold, once
+from spiketrain.layers import BatchNorm, Conv3x3, Readout, fire, fold, once
 from spiketrain.models.network import Plan
-from spiketrain.saving import Conv3x3, conv_of_spikes
+from spiketrain.saving import conv_of_spikes
 
 
 class NormNeuronConv(nn.Module):
