@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import torch.nn.functional as F
 import triton
 
-from spiketrain import kernels
+from spiketrain import kernels, models
 from spiketrain.functional import SURROGATES, Norm, Rule, scan, widen
 from spiketrain.kernels import gpu
+from spiketrain.layers import NORMS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
@@ -262,6 +264,31 @@ def test_norm_and_neuron_as_layers_call_them(own, constant):
     assert torch.equal(spikes, theirs) and found.count == wanted.count
     for a, b in zip(grads, by_autograd, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_network_of_them(norm, framed):
+    """Logits, all gradients and the running statistics, and logits in evaluation."""
+    memory = ("speed", "least")[(NORMS.index(norm) + framed) % 2]
+    x, labels = torch.randn(*((3,) if framed else ()), 4, 1, 8, 8, device=DEVICE), torch.arange(4, device=DEVICE)
+
+    def by(kernel):
+        torch.manual_seed(1)
+        options = {"norm": norm, "threshold": 0.5, "alpha": 1.0, "surrogate": "qgate", "memory": memory, "kernel": kernel}
+        network = models.build("digits_convnet", neuron="plif", steps=3, width=0.125, in_channels=1, **options).to(DEVICE)
+        logits = network(x)
+        F.cross_entropy(logits.mean(0) if logits.dim() == 3 else logits, labels).backward()
+        grads = {name: p.grad for name, p in network.named_parameters()}
+        state = {name: b.clone() for name, b in network.named_buffers()}
+        with torch.no_grad():
+            return {"logits": logits.detach(), "evaluated": network.eval()(x), **grads}, state
+
+    for ours, theirs in zip(by("triton"), by("reference"), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, wanted in theirs.items():
+            if wanted is not None:
+                torch.testing.assert_close(ours[name], wanted, rtol=1e-4, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}")
 
 
 @pytest.mark.parametrize("per_step", [False, True])
