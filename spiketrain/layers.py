@@ -201,19 +201,20 @@ class Conv3x3(nn.Conv2d):
 
 
 class ConvBlock(nn.Module):
-    """conv 3×3 → batch norm → (max-pool) → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
+    """conv 3×3 → (max-pool) → (maxout) → batch norm → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
 
-    pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none. spiking:
-    whether what goes in is spikes. memory: what is kept for the backward pass, see `saving`. stride: of the convolution.
+    pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none. pieces: a current is
+    the greatest of so many channels of the convolution, which has pieces·Cout of them (Goodfellow et al., "Maxout networks", ICML 2013).
+    spiking: whether what goes in is spikes. memory: what is kept for the backward pass, see `saving`. stride: of the convolution.
     """
 
     def __init__(
         self, inputs: int, outputs: int, neuron: Spec, norm: str | NormSpec = "time", pool: int = 1, spiking: bool = False,
-        memory: str = "speed", stride: int = 1,
+        memory: str = "speed", stride: int = 1, pieces: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = Conv3x3(inputs, outputs, stride)
-        self.pool = pool
+        self.conv = Conv3x3(inputs, outputs * pieces, stride)
+        self.pool, self.pieces = pool, pieces
         self.spiking, self.memory = spiking, memory
         self.norm = BatchNorm(outputs, norm)
         self.neuron = neuron.make()
@@ -225,6 +226,8 @@ class ConvBlock(nn.Module):
                 raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
             if self.pool > 1:  # before the norm, which then has a quarter of the work
                 y = fold(lambda z: max_pool(z, self.pool), y)
+            if self.pieces > 1:
+                y = fold(lambda z: functools.reduce(torch.maximum, z.chunk(self.pieces, 1)), y)
             return fire(self.norm, self.neuron, y, steps, first)
 
         steps, given = len(x), once(x)

@@ -189,3 +189,14 @@ def test_keeping_less_for_the_backward_pass_changes_nothing(model, kernel, memor
     for ours, theirs in zip(fewer_grads, grads, strict=True):
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
     assert all(torch.equal(a, b) for a, b in zip(buffers, fewer_buffers, strict=True))
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_a_current_is_the_greatest_of_its_pieces(framed):
+    spec = neurons.Spec(threshold=0.3, kernel="reference")
+    block, plain = layers.ConvBlock(3, 4, spec, pool=2, pieces=3), layers.ConvBlock(3, 4, spec)
+    images = torch.randn(2, 5, 3, 6, 6) if framed else torch.randn(5, 3, 6, 6).expand(2, 5, 3, 6, 6)
+    with torch.no_grad():
+        plain.conv = nn.Identity()  # norm and neuron of currents
+        greatest = torch.stack([nn.functional.max_pool2d(block.conv(x), 2).view(5, 3, 4, 3, 3).amax(1) for x in images])
+        assert torch.equal(block(images), plain(greatest)) and 0.05 < plain(greatest).mean() < 0.95

@@ -76,13 +76,17 @@ class Stem(nn.Module):
         return fold(self.conv, x)
 
 
-def _stemmed(stages: Stages, plan: Plan, signs: int) -> nn.Module:
-    """`Stem`, then one convolution for each (channels, factor of the max-pooling of its currents), and the readout."""
+def _stemmed(stages: Stages, plan: Plan, signs: int, pieces: int = 1) -> nn.Module:
+    """`Stem`, then one convolution for each (channels, factor of the max-pooling of its currents), and the readout.
+
+    pieces: channels of the first of which the greatest is taken (`ConvBlock`).
+    """
     layers: list[nn.Module] = [Stem(plan.channels, signs)]
     inputs = 4 * plan.channels * signs
-    for channels, pool in stages:
+    for i, (channels, pool) in enumerate(stages):
         outputs = plan.wide(channels)
-        layers.append(ConvBlock(inputs, outputs, plan.neuron, plan.norm, pool, len(layers) > 1, plan.memory))
+        maxout = 1 if i else pieces
+        layers.append(ConvBlock(inputs, outputs, plan.neuron, plan.norm, pool, i > 0, plan.memory, pieces=maxout))
         inputs = outputs
     return nn.Sequential(*layers, Readout(inputs, plan.classes))
 
@@ -100,9 +104,10 @@ def fast_convnet4(plan: Plan) -> nn.Module:
     """2×2 stem, then 64 | 128 | 256 | 512, one convolution each: for binary spikes at several steps.
 
     What a layer makes binary is lost to all behind it, and every layer but the first is computed T times: four wide layers, most of
-    their weights where there are 3×3 pixels, learn more in the same time than the five of `fast_convnet` (docs/LOG.md).
+    their weights where there are 3×3 pixels, learn more in the same time than the five of `fast_convnet`. The first, which sees an image
+    that does not change, costs a twenty-fifth: each of its currents is the greatest of two channels (docs/LOG.md).
     """
-    return _stemmed([(64, 2), (128, 2), (256, 2), (512, 1)], plan, signs=1)
+    return _stemmed([(64, 2), (128, 2), (256, 2), (512, 1)], plan, signs=1, pieces=2)
 
 
 def mnist_convnet(plan: Plan) -> nn.Module:
