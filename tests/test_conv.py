@@ -1,11 +1,11 @@
-"""3×3 convolutions as matrix products: torch's values and gradients, in whatever layout, and only where they are meant to be used."""
+"""3×3 convolutions as matrix products and by Winograd: torch's values and gradients, and only where they are meant to be used."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from spiketrain import layers
-from spiketrain.kernels import conv
+from spiketrain.kernels import conv, cpp, products, winograd
 
 LAST = torch.channels_last
 SHAPES = [  # batch, channels in, channels out, height, width
@@ -36,34 +36,117 @@ def test_products_are_the_convolution_and_its_gradients(shape, layout):
     grad = torch.randn(shape[0], shape[2], *shape[3:], dtype=x.dtype).contiguous(memory_format=layout)
     x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
     wanted = by_torch(x, weight, grad)
-    found = conv.products(x, weight), conv.products_by_input(grad, weight), conv.products_by_weight(grad, x)
+    found = products.forward(x, weight), products.by_input(grad, weight), products.by_weight(grad, x)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+winograds = pytest.mark.skipif(winograd._library() is None, reason="no AVX512-BF16 (or AMX, or no C++ compiler)")
+BLOCKS = [  # the same; less and more than a block of tiles, sides odd and even
+    (2, 64, 64, 5, 7),
+    (3, 128, 64, 4, 4),
+    (1, 64, 192, 3, 2),
+    (1, 64, 64, 2, 2),
+    (7, 64, 128, 15, 14),
+    (2, 512, 64, 9, 9),
+]
+
+
+def relative(ours, theirs):
+    return float((ours.double() - theirs).norm() / theirs.norm())
+
+
+@winograds
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["last", "first"])
+def test_winograd_is_the_convolution_and_its_gradients(shape, layout, threads):
+    """Within twice and a half of what rounding to bfloat16 does; of spikes and small whole weights, exactly."""
+    x, weight = pair(*shape, torch.bfloat16)
+    spikes, whole = (x > 1).bfloat16(), (weight * shape[1]).round() * 4
+    grad = torch.randn(shape[0], shape[2], *shape[3:]).bfloat16().contiguous(memory_format=LAST)
+    weight = weight.contiguous(memory_format=layout)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for pixels in (x, spikes):
+            exact = by_torch(pixels.double(), weight.double(), grad.double())
+            found = winograd.forward(pixels, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, pixels)
+            assert [t.shape for t in found] == [t.shape for t in exact] and found[2].dtype is torch.float32
+            for ours, theirs in zip(found, exact, strict=True):
+                assert relative(ours, theirs) < 5e-3
+        wanted = F.conv2d(spikes.double(), whole.double(), padding=1).bfloat16()
+        assert torch.equal(winograd.forward(spikes, whole.contiguous(memory_format=layout)), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+@winograds
+def test_winograd_gives_the_same_bits_twice():
+    x, weight = pair(20, 64, 128, 15, 15, torch.bfloat16)
+    grad = torch.randn(20, 128, 15, 15).bfloat16().contiguous(memory_format=LAST)
+    first, second = ((winograd.forward(x, weight), winograd.by_weight(grad, x)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("missing", ["avx512_bf16", "a compiler"])
+def test_without_what_winograd_needs_torch_convolves(missing, monkeypatch):
+    if missing == "a compiler":
+        monkeypatch.setattr(cpp, "compiler", lambda: None)
+    monkeypatch.setattr(cpp, "processor", lambda: "flags : avx2" if missing == "avx512_bf16" else "flags : avx512_bf16")
+    winograd._library.cache_clear()
+    try:
+        x, weight = pair(64, 64, 64, 8, 8, torch.bfloat16)
+        assert not winograd.forward_pays(x, 64) and not conv.pays(x, weight, 1, 1)
+        assert torch.equal(layers.Conv3x3(64, 64).bfloat16()(x.detach()).isnan().any(), torch.tensor(False))
+    finally:
+        winograd._library.cache_clear()
+
+
+def ways(x, channels):
+    return conv._forward_by(x, channels), conv._weight_by(x, channels)
+
+
+def test_each_shape_goes_its_fastest_way(monkeypatch):
+    monkeypatch.setattr(winograd, "_library", object)  # as on a processor that has it
+
+    def by(n, c, k, side, dtype=torch.bfloat16):
+        return ways(torch.empty((n, c, side, side), dtype=dtype).contiguous(memory_format=LAST), k)
+
+    assert by(256, 256, 512, 3) == (products.forward, products.by_weight)
+    assert by(16, 256, 256, 4) == (None, products.by_weight)  # too few pixels for what transforms cost
+    assert by(64, 256, 256, 8) == by(256, 512, 512, 4) == (winograd.forward, winograd.by_weight)
+    assert by(256, 1024, 1024, 4) == (winograd.forward, products.by_weight)  # so many weights' sums do not stay in the cache
+    assert by(64, 512, 512, 6) == (winograd.forward, None)  # few tiles for their sums
+    assert by(400, 64, 128, 15) == (winograd.forward, winograd.by_weight)
+    assert by(400, 12, 64, 31) == by(64, 256, 256, 8, torch.float32) == (None, None)
+    assert by(16, 512, 512, 2, torch.float32) == (None, products.by_weight)
+
+
 @pytest.mark.parametrize("mask", [(True, True), (True, False), (False, True)], ids=str)
 @pytest.mark.parametrize(
-    ("shape", "dtype", "products"),  # whether the convolution and its gradient by x are by products, and the one by weights
+    ("shape", "dtype"),
     [
-        ((256, 256, 512, 3, 3), torch.bfloat16, (True, True)),
-        ((16, 256, 256, 4, 4), torch.bfloat16, (False, True)),
-        ((16, 512, 512, 2, 3), torch.float32, (False, True)),
-        ((20, 256, 256, 8, 5), torch.bfloat16, (False, False)),
+        ((256, 256, 512, 3, 3), torch.bfloat16),
+        ((16, 256, 256, 4, 4), torch.bfloat16),
+        ((16, 512, 512, 2, 3), torch.float32),
+        ((100, 256, 256, 8, 5), torch.bfloat16),
     ],
     ids=str,
 )
-def test_forward_and_backward_are_torchs_whichever_way_is_taken(shape, dtype, products, mask):
+def test_forward_and_backward_are_torchs_whichever_way_is_taken(shape, dtype, mask):
     x, weight = pair(*shape, dtype)
-    assert (conv.forward_pays(x, shape[2]), conv.weight_pays(x, shape[2])) == products
     weight = weight.contiguous(memory_format=LAST)
-    exact = by_torch(x.double(), weight.double(), torch.ones(shape[0], shape[2], *shape[3:], dtype=torch.float64))
-    y = conv.forward(x, weight)
-    found = y, *conv.backward(torch.ones_like(y), x, weight, mask)
-    bound = 1e-2 if dtype is torch.bfloat16 else 1e-5
+    grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype)
+    exact = by_torch(x.double(), weight.double(), grad.double())
+    found = conv.forward(x, weight), *conv.backward(grad, x, weight, mask)
+    bound = 5e-3 if dtype is torch.bfloat16 else 1e-5
     for ours, theirs, wanted in zip(found, exact, (True, *mask), strict=True):
         assert (ours is not None) == wanted
         if wanted:
-            assert ours.dtype is dtype and (ours.double() - theirs).abs().max() <= bound * theirs.abs().max()
+            assert relative(ours, theirs) < bound
+    assert found[0].dtype is dtype and (found[1] is None or found[1].dtype is dtype)
 
 
 def taken(layer, x):

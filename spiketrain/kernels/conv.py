@@ -1,116 +1,65 @@
-"""3×3 convolutions (stride 1, padding 1) of few pixels and many channels on the processor, as matrix products.
+"""3×3 convolutions, stride 1, padding 1, on the processor: by torch, as `products`, or by `winograd`, whichever is faster at their shape.
 
-oneDNN, which computes convolutions for torch, is slow at such shapes, above all the gradient by the weights, and multiplies the
-padding: of nine taps at 3×3 pixels only 49/81 fall on a pixel. Here pixels at the border are multiplied by the taps that see them,
-and no others. Values differ from torch's by rounding alone, as sums are taken in another order.
+Values differ by rounding alone.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spiketrain.kernels import products, winograd
+
 LAST = torch.channels_last
+Way = Callable[[Tensor, Tensor], Tensor]
 
 
-def _fits(x: Tensor, rows: int) -> bool:
-    """Whether x `[N,C,H,W]` is of a kind that products are for at all."""
-    kind = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and x.dim() == 4 and len(x) >= rows
-    return kind and x.is_contiguous(memory_format=LAST) and not torch.compiler.is_compiling()
+def _ours(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether it is a convolution of the kind that this file is about, of x `[N,C,H,W]`."""
+    kind = (stride, padding, *weight.shape[2:]) == (1, 1, 3, 3) and x.device.type == "cpu" and x.dim() == 4 and len(x) > 0
+    known = x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
+    return kind and known and x.is_contiguous(memory_format=LAST)
 
 
-def forward_pays(x: Tensor, channels: int) -> bool:
-    """Whether products are the faster way to a convolution of x `[N,C,H,W]` to so many channels, or to its gradient by x.
-
-    The numbers here and in `weight_pays` are of measurements with two threads of a processor with AVX512-BF16 (docs/LOG.md).
-    """
-    side, weights = max(x.shape[-2:]), x.shape[1] * channels
-    pays = (side <= 2 and weights >= 1 << 18) or (side == 3 and weights >= 1 << 17) or (side == 4 and weights >= 1 << 20)
-    return pays and x.dtype is torch.bfloat16 and _fits(x, 256)
+def _forward_by(x: Tensor, channels: int) -> Way | None:
+    """The fastest way from x to so many channels; None: torch's."""
+    if winograd.forward_pays(x, channels):
+        return winograd.forward
+    return products.forward if products.forward_pays(x, channels) else None
 
 
-def weight_pays(x: Tensor, channels: int) -> bool:
-    """The same of the gradient by the weights of a convolution of x."""
-    side, weights = max(x.shape[-2:]), x.shape[1] * channels
-    return ((side <= 3 and weights >= 1 << 15) or (side == 4 and weights >= 1 << 16)) and _fits(x, 16)
-
-
-def _ours(weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether it is a convolution of the kind that this file is about."""
-    return (stride, padding, *weight.shape[2:]) == (1, 1, 3, 3)
+def _weight_by(x: Tensor, channels: int) -> Way | None:
+    """The fastest way to the gradient by the weights of a convolution of x; None: torch's."""
+    if winograd.weight_pays(x, channels):
+        return winograd.by_weight
+    return products.by_weight if products.weight_pays(x, channels) else None
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether any part of the work of a convolution, forward or backward, is faster here than by torch."""
-    return _ours(weight, stride, padding) and (forward_pays(x, len(weight)) or weight_pays(x, len(weight)))
-
-
-def _seen(at: int, size: int) -> tuple[slice, slice]:
-    """What an output at this place of a side sees: the inputs, and the taps that fall on them."""
-    low, high = max(0, at - 1), min(size, at + 2)
-    return slice(low, high), slice(low - at + 1, high - at + 1)
-
-
-def _shifted(size: int, tap: int) -> tuple[slice, slice]:
-    """The outputs of a side that a tap leads to, and the inputs that it leads from."""
-    shift = tap - 1
-    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
-
-
-def _by_pixel(x: Tensor, taps: Tensor) -> Tensor:
-    """x `[N,C,H,W]` by taps `[3,3,C,K]`, of which each range of rows and columns has to be a matrix `[·C,K]` without a copy."""
-    n, _, h, w = x.shape
-    y = torch.empty((n, taps.shape[3], h, w), dtype=x.dtype, memory_format=LAST)
-    pixels = x.permute(0, 2, 3, 1)
-    for at_x in range(w):
-        columns, these = _seen(at_x, w)
-        part, by = pixels[:, :, columns].contiguous(), taps[:, these].clone()  # which keeps the order in memory
-        for at_y in range(h):
-            rows, those = _seen(at_y, h)
-            torch.mm(part[:, rows].flatten(1), by[those].flatten(0, 2), out=y[:, :, at_y, at_x])
-    return y
-
-
-def products(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.conv2d(x, weight, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, channels last: one product a pixel."""
-    return _by_pixel(x, weight.contiguous(memory_format=LAST).permute(2, 3, 1, 0))
-
-
-def products_by_input(grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `products` by x: the same with the taps mirrored and channels exchanged."""
-    return _by_pixel(grad, weight.permute(2, 3, 0, 1).contiguous().flip(0, 1))
-
-
-def products_by_weight(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `products` by its weight `[K,C,3,3]`: one product a tap."""
-    (_, k, h, w), c = grad.shape, x.shape[1]
-    out = torch.empty((k, 3, 3, c), dtype=x.dtype)
-    for j in range(3):
-        after, before = _shifted(w, j)
-        # rows outermost: any range of them then lies together in memory
-        grads, pixels = grad[..., after].permute(2, 0, 3, 1).contiguous(), x[..., before].permute(2, 0, 3, 1).contiguous()
-        for i in range(3):
-            below, above = _shifted(h, i)
-            torch.mm(grads[below].view(-1, k).t(), pixels[above].view(-1, c), out=out[:, i, j])
-    return out.permute(0, 3, 1, 2)
+    if not _ours(x, weight, stride, padding):
+        return False
+    return _forward_by(x, len(weight)) is not None or _weight_by(x, len(weight)) is not None
 
 
 def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
-    """`F.conv2d(x, weight, None, stride, padding)` by whichever way is faster. No gradient goes through it."""
-    if _ours(weight, stride, padding) and forward_pays(x, len(weight)):
-        return products(x, weight)
-    return F.conv2d(x, weight, None, stride, padding)
+    """`F.conv2d(x, weight, None, stride, padding)` by whichever way is fastest. No gradient goes through it."""
+    way = _forward_by(x, len(weight)) if _ours(x, weight, stride, padding) else None
+    return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor, wants: tuple[bool, bool], stride: int = 1, padding: int = 1) -> list[Tensor | None]:
-    """The gradients of `forward` by x and by weight, each where it is wanted. All in one dtype."""
+    """The gradients of `forward` by x, and by weight (which may be in float32), each where it is wanted. All three are of one dtype."""
     found: list[Tensor | None] = [None, None]
     left = list(wants)
-    if pays(x, weight, stride, padding):
+    if _ours(x, weight, stride, padding):
         grad = grad.contiguous(memory_format=LAST)
-        if wants[0] and forward_pays(grad, x.shape[1]):
-            found[0], left[0] = products_by_input(grad, weight), False
-        if wants[1] and weight_pays(x, len(weight)):
-            found[1], left[1] = products_by_weight(grad, x), False
+        if wants[0] and (way := _forward_by(grad, x.shape[1])):
+            by_input = products.by_input if way is products.forward else winograd.by_input
+            found[0], left[0] = by_input(grad, weight), False
+        if wants[1] and (way := _weight_by(x, len(weight))):
+            found[1], left[1] = way(grad, x), False
     if any(left):
         sides = [stride] * 2, [padding] * 2, [1, 1]
         others = torch.ops.aten.convolution_backward(grad, x, weight, None, *sides, False, [0, 0], 1, [*left, False])

@@ -45,7 +45,7 @@ def load(name: str, macros: Mapping[str, int | str]) -> ctypes.CDLL:
     words = [*FLAGS, *(f"-D{macro}={value}" for macro, value in macros.items())]
     if (program := compiler()) is None:
         raise OSError("no C++ compiler")
-    digest = hashlib.sha256(source + repr((words, program, _processor())).encode()).hexdigest()
+    digest = hashlib.sha256(source + repr((words, program, processor())).encode()).hexdigest()
     file = cache_folder() / f"{name}-{digest[:24]}.so"
     if not file.exists():
         _compile(program, words, source, file)
@@ -62,8 +62,8 @@ def _compile(program: str, words: list[str], source: bytes, file: Path) -> None:
 
 
 @functools.cache
-def _processor() -> str:
-    """What -march=native depends on: a cache folder may be shared by machines."""
+def processor() -> str:
+    """The processor's abilities, in words: what -march=native depends on (a cache folder may be shared by machines). Empty if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

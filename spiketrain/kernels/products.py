@@ -1,0 +1,77 @@
+"""3×3 convolutions (stride 1, padding 1) of few pixels and many channels as matrix products that leave the padding out.
+
+oneDNN, which computes convolutions for torch, is slow at such shapes, above all the gradient by the weights, and multiplies the
+padding: of nine taps at 3×3 pixels only 49/81 fall on a pixel. Here pixels at the border are multiplied by the taps that see them,
+and no others. Values differ from torch's by rounding alone, as sums are taken in another order.
+"""
+
+import torch
+from torch import Tensor
+
+LAST = torch.channels_last
+
+
+def forward_pays(x: Tensor, channels: int) -> bool:
+    """Whether products are the faster way to a convolution of x `[N,C,H,W]` to so many channels, or to its gradient by x.
+
+    The numbers here and in `weight_pays` are of measurements with two threads of a processor with AVX512-BF16 (docs/LOG.md).
+    """
+    side, weights = max(x.shape[-2:]), x.shape[1] * channels
+    pays = (side <= 2 and weights >= 1 << 18) or (side == 3 and weights >= 1 << 17) or (side == 4 and weights >= 1 << 20)
+    return pays and x.dtype is torch.bfloat16 and len(x) >= 256
+
+
+def weight_pays(x: Tensor, channels: int) -> bool:
+    """The same of the gradient by the weights of a convolution of x."""
+    side, weights = max(x.shape[-2:]), x.shape[1] * channels
+    return ((side <= 3 and weights >= 1 << 15) or (side == 4 and weights >= 1 << 16)) and len(x) >= 16
+
+
+def _seen(at: int, size: int) -> tuple[slice, slice]:
+    """What an output at this place of a side sees: the inputs, and the taps that fall on them."""
+    low, high = max(0, at - 1), min(size, at + 2)
+    return slice(low, high), slice(low - at + 1, high - at + 1)
+
+
+def _shifted(size: int, tap: int) -> tuple[slice, slice]:
+    """The outputs of a side that a tap leads to, and the inputs that it leads from."""
+    shift = tap - 1
+    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
+
+
+def _by_pixel(x: Tensor, taps: Tensor) -> Tensor:
+    """x `[N,C,H,W]` by taps `[3,3,C,K]`, of which each range of rows and columns has to be a matrix `[·C,K]` without a copy."""
+    n, _, h, w = x.shape
+    y = torch.empty((n, taps.shape[3], h, w), dtype=x.dtype, memory_format=LAST)
+    pixels = x.permute(0, 2, 3, 1)
+    for at_x in range(w):
+        columns, these = _seen(at_x, w)
+        part, by = pixels[:, :, columns].contiguous(), taps[:, these].clone()  # which keeps the order in memory
+        for at_y in range(h):
+            rows, those = _seen(at_y, h)
+            torch.mm(part[:, rows].flatten(1), by[those].flatten(0, 2), out=y[:, :, at_y, at_x])
+    return y
+
+
+def forward(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.conv2d(x, weight, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, channels last: one product a pixel."""
+    return _by_pixel(x, weight.contiguous(memory_format=LAST).permute(2, 3, 1, 0))
+
+
+def by_input(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `forward` by x: the same with the taps mirrored and channels exchanged."""
+    return _by_pixel(grad, weight.permute(2, 3, 0, 1).contiguous().flip(0, 1))
+
+
+def by_weight(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of `forward` by its weight `[K,C,3,3]`: one product a tap."""
+    (_, k, h, w), c = grad.shape, x.shape[1]
+    out = torch.empty((k, 3, 3, c), dtype=x.dtype)
+    for j in range(3):
+        after, before = _shifted(w, j)
+        # rows outermost: any range of them then lies together in memory
+        grads, pixels = grad[..., after].permute(2, 0, 3, 1).contiguous(), x[..., before].permute(2, 0, 3, 1).contiguous()
+        for i in range(3):
+            below, above = _shifted(h, i)
+            torch.mm(grads[below].view(-1, k).t(), pixels[above].view(-1, c), out=out[:, i, j])
+    return out.permute(0, 3, 1, 2)
