@@ -19,8 +19,8 @@ GROUPS = (
     # first match decides
     ("norm and neuron, backward", ("_FireBackward",)),
     ("norm and neuron, forward", ("_Fire",)),
-    ("convolutions, backward", ("convolution_backward", "_BitConvBackward")),
-    ("convolutions, forward", ("mkldnn_convolution", "convolution", "conv2d", "_BitConv")),
+    ("convolutions, backward", ("convolution_backward", "_ConvBackward")),
+    ("convolutions, forward", ("mkldnn_convolution", "convolution", "conv2d", "_Conv")),
     ("optimiser", ("adam", "Optimizer")),
     ("pooling", ("pool",)),
     ("residual additions", ("aten::add",)),
