@@ -12,7 +12,7 @@ import torch
 from common import device, show, store
 from torch.profiler import ProfilerActivity, profile
 
-from spiketrain import allocator, assemble
+from spiketrain import assemble
 from spiketrain.recipes import Recipe
 
 GROUPS = (
@@ -73,7 +73,6 @@ def main() -> None:
     parser.add_argument("--memory", default="speed")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    allocator.keep_memory()  # as our programs do
     recipe = Recipe(name="benchmark", model=given.network, steps=given.steps, memory=given.memory, threshold=1.0)
     rows = measure(recipe, given.batch)
     title = f"a training step of {given.network}, T={given.steps}, batch {given.batch}"

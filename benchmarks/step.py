@@ -11,7 +11,7 @@ ten times slower than ours has one turn.
 - snnTorch: its network looped over time. Looped over time: the older benchmark's way, an operation at a time.
 - ANN: the network with ReLU and no time, at batch B and at batch T·B.
 - convolutions alone: forward, gradient by weight and gradient by input of every convolution, over tensors that are at hand; the
-  first convolution of an image once, without a gradient by its input. No step of torch's convolutions can be faster.
+  first convolution of an image once, without a gradient by its input. No step of torch's convolutions can be faster; ours has others.
 """
 
 import argparse
