@@ -86,6 +86,8 @@ def test_memory_is_read_and_written_16_bytes_at_a_time_and_rounded_product_by_pr
 
 @pytest.mark.parametrize("wide", ["fp32", "fp64"])
 def test_every_kernel_compiles_for_a_gpu(kernels, wide):
+    from spiketrain.kernels import gpu_bits
+
     dtype = "fp64" if wide == "fp64" else "fp16"
     rule = "x grad_s scale shift decay gain threshold alpha"
     long = constants(33, wide=wide)
@@ -99,8 +101,8 @@ def test_every_kernel_compiles_for_a_gpu(kernels, wide):
         ptx(kernels.moments_kernel, "x parts", dtype, wide, **constants(wide=wide)),
         ptx(kernels.moments_kernel, "x parts", dtype, wide, **{**constants(wide=wide, last=False), "PER_STEP": True, "WIDE": True}),
         ptx(kernels.merge_kernel, "parts mean var", dtype, wide, ROWS=512, BJ=4),
-        ptx(kernels.pack_kernel, "spikes bits", dtype, wide, BLOCK=256),
-        ptx(kernels.unpack_kernel, "spikes bits", dtype, wide, BLOCK=2048),
+        ptx(gpu_bits.pack_kernel, "spikes bits", dtype, wide, BLOCK=256),
+        ptx(gpu_bits.unpack_kernel, "spikes bits", dtype, wide, BLOCK=2048),
     ]
     assert all(".visible .entry" in code for code in made)
 

@@ -1,4 +1,5 @@
-"""The leaky scan on CUDA: moments, forward, backward and packing of spikes, by the Triton kernels in `gpu_kernels.py`.
+"""The leaky scan on CUDA: moments, forward, backward and packing of spikes, by the Triton kernels in `gpu_kernels.py` and
+`gpu_bits.py`.
 
 Tensors are dense, `[T,P,C,Q]` (`leaky.py` says how a layout becomes that); an x with T-stride 0 is the same at every step
 and lies in memory once. `A` is the dtype of potentials and sums: float64 for a float64 x, else float32.
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spiketrain.functional import Rule, Total
+from spiketrain.kernels import gpu_bits
 from spiketrain.kernels import gpu_kernels as kernels
 
 LONGEST = 16
@@ -222,12 +224,12 @@ def pack(spikes: Tensor, rule: Rule | None = None) -> Tensor:
     """Spikes (0 and 1, any shape, dense) as bits, uint8 `[ceil(N/8)]`: bit i of byte j is spike 8j + i in order of memory."""
     n = spikes.numel()
     bits = _empty((triton.cdiv(n, 8),), torch.uint8, spikes.device)
-    _launch(kernels.pack_kernel, spikes, (triton.cdiv(n, 8 * 256),), spikes=spikes, bits=bits, N=n, BLOCK=256)
+    _launch(gpu_bits.pack_kernel, spikes, (triton.cdiv(n, 8 * 256),), spikes=spikes, bits=bits, N=n, BLOCK=256)
     return bits
 
 
 def unpack(bits: Tensor, spikes: Tensor, rule: Rule | None = None) -> Tensor:
     """Fills the dense tensor `spikes` with those that `pack` made bits of; returns it."""
     n = spikes.numel()
-    _launch(kernels.unpack_kernel, bits, (triton.cdiv(n, 2048),), bits=bits, spikes=spikes, N=n, BLOCK=2048)
+    _launch(gpu_bits.unpack_kernel, bits, (triton.cdiv(n, 2048),), bits=bits, spikes=spikes, N=n, BLOCK=2048)
     return spikes
