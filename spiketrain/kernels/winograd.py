@@ -13,7 +13,7 @@ For each tile of 2×2 pixels of y, d the 4×4 pixels of x that it sees, and g th
 
 Transformed values are rounded to bfloat16 once more, sums are in float32: of spikes Bᵀ·d·B is exact, so that y is off by the rounding of
 G·g·Gᵀ and its own. Relative errors (root mean square) are 0.3 % forward, 0.4 % by x and 0.25 % by the weights, where plain bfloat16 has
-0.17 % (tests/test_conv.py). Source: A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
+0.17 % (docs/LOG.md; a test holds 0.5). Source: A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
 
 import ctypes
