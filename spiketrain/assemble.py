@@ -141,7 +141,7 @@ def make_loader(recipe: Recipe, data: DataSet, device: torch.device) -> Loader:
         raise UserError(f"train_sides must end with the side of square images, and {data.name} has {what}")
     return Loader(
         data, make_prepare(recipe, data), recipe.batch_size, recipe.eval_batch_size, recipe.seed, device, recipe.drop_last, recipe.limit,
-        recipe.balanced, recipe.accumulate, recipe.flip and recipe.flip_by == "turn",
+        recipe.balanced, recipe.accumulate, recipe.flip and recipe.flip_by == "turn", recipe.hardest,
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class Checkpoint:
     """The state of a run after `epoch` whole epochs and `batch` batches of the next one.
 
     partial: of that next epoch, what it has come to: `meters` (the sums of each process), `spent` (seconds), `skipped` (steps).
+    samples: what the sampler knows of each, where it chooses among them.
     """
 
     epoch: int
@@ -49,6 +50,7 @@ class Checkpoint:
     seconds: dict[str, float]
     batch: int = 0
     partial: dict[str, Any] = dataclasses.field(default_factory=dict)
+    samples: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.kernels import conv
-from spiketrain.kernels.pool import max_pool
+from spiketrain.kernels.pool import avg_pool, max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
 from spiketrain.saving import again, conv_of_spikes, convolve
 
@@ -201,7 +201,7 @@ class Conv3x3(nn.Conv2d):
 
 
 class ConvBlock(nn.Module):
-    """conv 3×3 → (max-pool) → (maxout) → batch norm → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
+    """conv 3×3 → (max-pool, maxout) → batch norm → neuron: `[T,B,Cin,H,W]` → `[T,B,Cout,H',W']`.
 
     pool: factor of a max-pooling of the currents, before the neuron, so that what comes out is spikes; 1 for none. pieces: a current is
     the greatest of so many channels of the convolution, which has pieces·Cout of them (Goodfellow et al., "Maxout networks", ICML 2013).
@@ -224,10 +224,8 @@ class ConvBlock(nn.Module):
             y = fold(linear, x)
             if min(y.shape[-2:]) < self.pool:
                 raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
-            if self.pool > 1:  # before the norm, which then has a quarter of the work
-                y = fold(lambda z: max_pool(z, self.pool), y)
-            if self.pieces > 1:
-                y = fold(lambda z: functools.reduce(torch.maximum, z.chunk(self.pieces, 1)), y)
+            if self.pool > 1 or self.pieces > 1:  # before the norm, which then has a quarter of the work
+                y = fold(lambda z: max_pool(z, self.pool, self.pieces), y)
             return fire(self.norm, self.neuron, y, steps, first)
 
         steps, given = len(x), once(x)
@@ -245,7 +243,7 @@ class AvgPool(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return fold(lambda y: F.avg_pool2d(y, self.factor), x)
+        return fold(lambda y: avg_pool(y, self.factor), x)
 
 
 class Dropout(nn.Module):

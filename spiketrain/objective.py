@@ -22,6 +22,11 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (predict(logits) == target).sum()
 
 
+def difficulty(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy `[B]` of each sample of logits `[T,B,K]`, by their mean over time and without smoothing; labels are classes `[B]`."""
+    return F.cross_entropy(logits.detach().float().mean(0), labels, reduction="none")
+
+
 def distillation(logits: Tensor, tau: float) -> Tensor:
     """Self-distillation over time of logits `[T,B,K]`: a sample's most confident step teaches its least confident one.
 

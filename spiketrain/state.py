@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from spiketrain import checkpoint, processes
 from spiketrain.checkpoint import Checkpoint
+from spiketrain.data.sampler import Sampler
 from spiketrain.errors import UserError
 from spiketrain.faults import first_bad_weights
 from spiketrain.models import Network
@@ -27,6 +29,7 @@ class State:
     network: Network
     optimizer: torch.optim.Optimizer
     scheduler: Any
+    sampler: Sampler
     ema: ModelEmaV3 | None = None
     epoch: int = 0
     batch: int = 0
@@ -45,13 +48,15 @@ class State:
     def next_epoch(self) -> None:
         """An epoch and its evaluation are done."""
         self.epoch, self.batch, self.meter, self.spent, self.skipped = self.epoch + 1, 0, Meter(), 0.0, 0
+        self.sampler.end_epoch()
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint, in process 0; all must call it. `UserError` where weights are not finite: the last one is then kept."""
         meters = [list(sums) for sums in processes.gather(self.meter.sums())]
-        processes.first_does(lambda: self._write(folder, meters))
+        samples = self.sampler.state()
+        processes.first_does(lambda: self._write(folder, meters, samples))
 
-    def _write(self, folder: Path, meters: list[list[float]]) -> None:
+    def _write(self, folder: Path, meters: list[list[float]], samples: dict[str, Tensor]) -> None:
         if bad := first_bad_weights(self.network):
             where = f"epoch {self.epoch + 1}, after step {self.batch}" if self.batch else f"epoch {self.epoch}"
             raise UserError(f"{bad} has become infinite or NaN in {where}: lower --lr or set --clip-grad; the last good checkpoint is kept")
@@ -61,7 +66,7 @@ class State:
             folder,
             Checkpoint(
                 self.epoch, self.recipe.to_dict(), self.network.state_dict(), self.optimizer.state_dict(), self.scheduler.state_dict(),
-                average, self.curve, self.seconds, self.batch, partial,
+                average, self.curve, self.seconds, self.batch, partial, samples,
             ),
         )  # fmt: skip
 
@@ -74,6 +79,10 @@ class State:
             raise UserError(f"{path}: was made by another recipe ({', '.join(f'{k} was {then[k]!r}' for k in changed[:4])})")
         checkpoint.restore(self.network, found, path)
         checkpoint.resume(self.optimizer, self.scheduler, self.ema.module if self.ema else None, found, path)
+        try:
+            self.sampler.restore(found.samples)
+        except ValueError as error:
+            raise UserError(f"{path}: was made with other data ({error})") from error
         self.epoch, self.batch, self.curve, self.seconds = found.epoch, found.batch, found.curve, found.seconds
         if self.batch:
             self.spent, self.skipped = found.partial["spent"], found.partial["skipped"]

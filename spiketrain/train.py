@@ -5,7 +5,7 @@ import copy
 import datetime
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from spiketrain.data.types import DataSet
 from spiketrain.errors import UserError
 from spiketrain.evaluate import Evaluation, evaluate
 from spiketrain.models import Network
-from spiketrain.objective import Objective, correct
+from spiketrain.objective import Objective, correct, difficulty
 from spiketrain.progress import Display, Meter
 from spiketrain.recipes import Recipe
 from spiketrain.record import Record
@@ -77,7 +77,7 @@ def train(
         seed_everything(recipe.seed)
         network = build_network(recipe, data, where)
         optimizer, scheduler = make_optimizer(recipe, network, loader.batches)
-        state = State(recipe, network, optimizer, scheduler, ModelEmaV3(network, decay=recipe.ema) if recipe.ema else None)
+        state = State(recipe, network, optimizer, scheduler, loader.sampler, ModelEmaV3(network, decay=recipe.ema) if recipe.ema else None)
         if place.checkpoint:
             state.restore(place.checkpoint)
         folder = place.folder or processes.first_does(lambda: folders.new(Path(output), recipe))
@@ -140,7 +140,7 @@ def train_epoch(
         kept = [b.clone() for b in network.buffers()] if skip_bad_steps else []
         bad, stop, due = train_step(
             recipe, spread, state.optimizer, autocast, objective, inputs, labels, state.meter, loader.size(state.batch),
-            (signals.stop != 0, processes.rank() == 0 and every.due()), skip_bad_steps,
+            (signals.stop != 0, processes.rank() == 0 and every.due()), skip_bad_steps, loader.note if recipe.hardest < 1 else None,
         )  # fmt: skip
         state.batch += 1
         state.spent = before + time.perf_counter() - begun
@@ -180,16 +180,18 @@ def train_step(
     whole: int = 0,
     asked: tuple[bool, ...] = (),
     careful: bool = False,
+    note: Callable[[Tensor], None] | None = None,
 ) -> tuple[bool, ...]:
     """One update of the weights from a batch, in `accumulate` parts that together give the gradient of the whole batch's loss.
 
     inputs, labels: this process's rows of a batch of `whole` samples (0: it has them all). Where the loss or a norm's statistics are
     not finite in any process, there is no update; nor where a gradient is not, which a GPU, that would have to wait for the answer,
-    asks only if `careful`. Returns whether that was so, and for each question `asked` whether any process says yes.
+    asks only if `careful`. `note` is told the loss of each sample of an update. Returns whether there was no update, and for each
+    question `asked` whether any process says yes.
     """
     total = whole or len(labels)
     sizes = [part.stop - part.start for part in processes.rows(total, recipe.accumulate)]
-    losses, right = [], []
+    losses, right, each = [], [], []
     for i, (x, y) in enumerate(zip(inputs.split(sizes, 1 if inputs.dim() == 5 else 0), labels.split(sizes), strict=True)):
         with processes.alone(network, i + 1 == len(sizes)):
             with autocast:
@@ -197,6 +199,8 @@ def train_step(
             loss = objective(logits, y)
             losses.append(loss.detach())
             right.append(correct(logits, y))
+            if note:
+                each.append(difficulty(logits, y))
             checks = [faults.Finite([*losses, *faults.statistics(network)])] if i + 1 == len(sizes) else []
             (loss * (len(y) * processes.world() / total)).backward()
     if careful or inputs.device.type == "cpu":
@@ -205,6 +209,8 @@ def train_step(
     if not answers[0]:
         for loss, hits, size in zip(losses, right, sizes, strict=True):
             meter.add(loss, hits, size)
+        if note:
+            note(torch.cat(each))
         if recipe.clip_grad:
             dispatch_clip_grad(network.parameters(), recipe.clip_grad, mode="norm")
         if recipe.grad_noise:

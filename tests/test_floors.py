@@ -35,7 +35,7 @@ ALLOWED = {
     "evaluate": {"errors", "models", "neurons", "objective", "processes"},
     "faults": {"processes"},
     "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
-    "state": {"errors", "checkpoint", "faults", "models", "processes", "progress", "recipes"},
+    "state": {"errors", "checkpoint", "data", "faults", "models", "processes", "progress", "recipes"},
     "initial": {"errors", "models"},
     "unroll": {"errors", "models", "neurons"},
     "assemble": {"errors", "data", "initial", "models", "recipes", "kernels", "neurons"},

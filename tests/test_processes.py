@@ -24,7 +24,7 @@ from spiketrain.data.types import DataSet, Split
 from spiketrain.errors import UserError
 from spiketrain.record import Record
 
-TINY = ["--limit", "128", "--width", "0.25", "--batch-size", "32", "--epochs", "2", "--device", "cpu", "--quiet"]
+TINY = ["--limit", "256", "--hardest", "0.6", "--width", "0.25", "--batch-size", "32", "--epochs", "2", "--device", "cpu", "--quiet"]
 
 
 def torchrun(*words: str, count: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:

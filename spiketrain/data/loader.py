@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spiketrain import processes
+from spiketrain.data.sampler import Sampler
 from spiketrain.data.types import ALL, DataSet, Rows, Split, Streamed
 from spiketrain.errors import UserError
 
@@ -45,10 +46,9 @@ def seed_everything(*numbers: int) -> None:
 class Loader:
     """The batches of a data set.
 
-    `limit` > 0 keeps so many training samples, of an order drawn once. `balanced` draws an epoch's samples with replacement,
-    every class with the same probability. `batch_size` is of all processes together; `parts` is how many parts a batch will be
-    split into, each of which the processes share. `turns` mirrors every image every other epoch, half of them in the even ones
-    (K. Jordan 2024: an image is then seen from both sides equally often).
+    `limit`, `balanced`, `hardest`: which training samples, see `Sampler`. `batch_size` is of all processes together; `parts` is how
+    many parts a batch will be split into, each of which the processes share. `turns` mirrors every image every other epoch, half of
+    them in the even ones (K. Jordan 2024: an image is then seen from both sides equally often).
     """
 
     data: DataSet
@@ -62,11 +62,12 @@ class Loader:
     balanced: bool = False
     parts: int = 1
     turns: bool = False
+    hardest: float = 1.0
 
     def __post_init__(self) -> None:
         self._train, self._test = self._place(self.data.train), self._place(self.data.test)
-        self._samples = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.seed))
-        self._samples = self._samples[: self.limit or None]
+        self.sampler = Sampler(self.data.train.labels, self.seed, self.limit, self.balanced, self.hardest)
+        self._last = torch.empty(0, dtype=torch.int64)
         self._odd = torch.rand(len(self.data.train), generator=torch.Generator().manual_seed(self.seed)) < 0.5
         for i in (0, self.batches - 1):
             if any(len(range(*r.indices(self.size(i)))) == 0 for r in processes.rows(self.size(i), self.parts)):
@@ -82,19 +83,19 @@ class Loader:
     @property
     def batches(self) -> int:
         """Training batches an epoch. The last, smaller one is dropped, unless it is the only one or `drop_last` is off."""
-        whole, rest = divmod(len(self._samples), self.batch_size)
+        whole, rest = divmod(len(self.sampler), self.batch_size)
         return whole + (rest > 0 and (not self.drop_last or whole == 0))
 
     def size(self, batch: int) -> int:
         """Samples of a training batch, over all processes."""
-        return min(self.batch_size, len(self._samples) - batch * self.batch_size)
+        return min(self.batch_size, len(self.sampler) - batch * self.batch_size)
 
     def train(self, epoch: int, mix: bool = True, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch from batch `start` on, shuffled and augmented; this process's rows of them.
 
         The generators are seeded before each batch, alike in all processes; what a network draws by itself differs between them.
         """
-        order = self._order(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        order = self.sampler.order(torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
         if self.data.train.stream:
             yield from self._train_stream(self.data.train.stream, order, epoch, mix, start)
             return
@@ -105,10 +106,16 @@ class Loader:
             if self.turns:
                 mirrored = (self._odd[chosen] ^ (epoch % 2 == 1)).to(inputs.device)
                 inputs = torch.where(mirrored.view(-1, *(1,) * (inputs.dim() - 1)), inputs.flip(-1), inputs)
-            batch = self.prepare.train(inputs, labels, mix=mix, rows=self._rows(len(chosen)))
+            rows = self._rows(len(chosen))
+            batch = self.prepare.train(inputs, labels, mix=mix, rows=rows)
+            self._last = chosen[rows]
             if processes.rank():
                 seed_everything(self.seed, epoch, i, processes.rank())
             yield batch
+
+    def note(self, losses: Tensor) -> None:
+        """Tells the sampler the losses of the rows that `train` gave last."""
+        self.sampler.note(self._last, losses)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part, every sample once over all processes, nothing random; this process's batches of it, in their order."""
@@ -136,20 +143,13 @@ class Loader:
         for i, (inputs, rows) in enumerate(zip(images, mine, strict=True), start):
             seed_everything(self.seed, epoch, i, *([processes.rank()] if processes.rank() else []))
             labels = self.data.train.labels[rows].to(self.device)
+            self._last = rows
             yield self.prepare.train(inputs.to(self.device, non_blocking=True), labels, mix=mix)
 
     def _test_stream(self, stream: Streamed, mine: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         images = stream.batches([(self.seed, -1, rows.numpy()) for rows in mine], self.device.type != "cpu")
         for inputs, rows in zip(images, mine, strict=True):
             yield self.prepare.plain(inputs.to(self.device, non_blocking=True)), self.data.test.labels[rows].to(self.device)
-
-    def _order(self, generator: torch.Generator) -> Tensor:
-        n = len(self._samples)
-        if not self.balanced:
-            return self._samples[torch.randperm(n, generator=generator)]
-        labels = self.data.train.labels[self._samples]
-        share = 1 / torch.bincount(labels).clamp(min=1)[labels]
-        return self._samples[torch.multinomial(share, n, replacement=True, generator=generator)]
 
     def _pick(self, part: tuple[Tensor, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
         inputs, labels = part

@@ -1,7 +1,7 @@
-// Max-pooling of currents, p×p pixels without overlap, channels last: see spiketrain/kernels/pool.py.
+// Max-pooling of currents, p×p pixels without overlap and P channels, channels last: see spiketrain/kernels/pool.py.
 //
-// x is [N,H,W,C] in memory, out and which are [N,⌊H/p⌋,⌊W/p⌋,C]. which: the first of a window's p² pixels that has its maximum, counted
-// row by row. As torch has it, a NaN is larger than any number. ELEMENT is a macro: bf16, float or double.
+// x is [N,H,W,P,C] in memory, out and which are [N,⌊H/p⌋,⌊W/p⌋,C]. which: the first of a window's P·p² values that is its maximum, counted
+// piece by piece and row by row. As torch has it, a NaN is larger than any number. ELEMENT is a macro: bf16, float or double.
 
 #include <cstdint>
 #include <cstring>
@@ -23,29 +23,30 @@ inline float wide(float x) { return x; }
 inline double wide(double x) { return x; }
 
 struct Sizes {
-    i64 N, H, W, C, p;
+    i64 N, H, W, C, p, P;
     i64 rows() const { return N * (H / p); }  // of windows
     i64 columns() const { return W / p; }
+    i64 wide() const { return P * C; }
     // first element of a row of windows, and of pixel k of its first window
     i64 out(i64 row) const { return row * columns() * C; }
-    i64 in(i64 row, i64 k) const { return ((row / (H / p) * H + row % (H / p) * p + k / p) * W + k % p) * C; }
+    i64 in(i64 row, i64 k) const { return ((row / (H / p) * H + row % (H / p) * p + k / p) * W + k % p) * wide(); }
 };
 
 }  // namespace
 
 extern "C" {
 
-void pool_forward(const ELEMENT* x, ELEMENT* out, uint8_t* which, i64 N, i64 H, i64 W, i64 C, i64 p, int threads) {
-    const Sizes s{N, H, W, C, p};
+void pool_forward(const ELEMENT* x, ELEMENT* out, uint8_t* which, i64 N, i64 H, i64 W, i64 C, i64 p, i64 P, int threads) {
+    const Sizes s{N, H, W, C, p, P};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 row = 0; row < s.rows(); row++) {
         for (i64 column = 0; column < s.columns(); column++) {
             ELEMENT* const best = out + s.out(row) + column * C;
             uint8_t* const at = which + s.out(row) + column * C;
-            std::memcpy(best, x + s.in(row, 0) + column * p * C, C * sizeof(ELEMENT));
+            std::memcpy(best, x + s.in(row, 0) + column * p * s.wide(), C * sizeof(ELEMENT));
             std::memset(at, 0, C);
-            for (i64 k = 1; k < p * p; k++) {
-                const ELEMENT* const from = x + s.in(row, k) + column * p * C;
+            for (i64 k = 1; k < P * p * p; k++) {
+                const ELEMENT* const from = x + s.in(row, k % (p * p)) + column * p * s.wide() + k / (p * p) * C;
                 const uint8_t here = uint8_t(k);
 #pragma omp simd simdlen(32)
                 for (i64 c = 0; c < C; c++) {
@@ -59,9 +60,9 @@ void pool_forward(const ELEMENT* x, ELEMENT* out, uint8_t* which, i64 N, i64 H, 
     }
 }
 
-void pool_backward(const ELEMENT* grad, const uint8_t* which, ELEMENT* gx, i64 N, i64 H, i64 W, i64 C, i64 p, int threads) {
-    const Sizes s{N, H, W, C, p};
-    const i64 rest = (W - s.columns() * p) * C, below = (H - H / p * p) * W * C;  // what no window has
+void pool_backward(const ELEMENT* grad, const uint8_t* which, ELEMENT* gx, i64 N, i64 H, i64 W, i64 C, i64 p, i64 P, int threads) {
+    const Sizes s{N, H, W, C, p, P};
+    const i64 rest = (W - s.columns() * p) * s.wide(), below = (H - H / p * p) * W * s.wide();  // what no window has
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 row = 0; row < s.rows(); row++) {
         for (i64 k = 0; k < p * p; k += p) {
@@ -69,16 +70,16 @@ void pool_backward(const ELEMENT* grad, const uint8_t* which, ELEMENT* gx, i64 N
             for (i64 column = 0; column < s.columns(); column++) {
                 const ELEMENT* const from = grad + s.out(row) + column * C;
                 const uint8_t* const at = which + s.out(row) + column * C;
-                for (i64 i = 0; i < p; i++) {
-                    ELEMENT* const to = line + (column * p + i) * C;
-                    const uint8_t here = uint8_t(k + i);
+                for (i64 i = 0; i < p * P; i++) {
+                    ELEMENT* const to = line + column * p * s.wide() + i * C;
+                    const uint8_t here = uint8_t(i % P * p * p + k + i / P);
 #pragma omp simd simdlen(32)
                     for (i64 c = 0; c < C; c++) to[c] = at[c] == here ? from[c] : ELEMENT(0);
                 }
             }
-            std::memset(line + s.columns() * p * C, 0, rest * sizeof(ELEMENT));
+            std::memset(line + s.columns() * p * s.wide(), 0, rest * sizeof(ELEMENT));
         }
-        if (row % (H / p) == H / p - 1) std::memset(gx + s.in(row, 0) + p * W * C, 0, below * sizeof(ELEMENT));
+        if (row % (H / p) == H / p - 1) std::memset(gx + s.in(row, 0) + p * W * s.wide(), 0, below * sizeof(ELEMENT));
     }
 }
 }

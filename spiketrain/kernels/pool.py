@@ -1,4 +1,6 @@
-"""Max-pooling of currents without overlap on the processor (`pool.cpp`): a byte a window is kept, where torch keeps its input and eight."""
+"""Pooling without overlap that keeps for its gradient what it needs, where torch keeps its input: a byte a window for the maximum (on the
+processor, `pool.cpp`), nothing for the mean.
+"""
 
 import ctypes
 import functools
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from spiketrain.kernels import cpp
 
-MOST = 15
-"""Largest factor: a pixel of a window is counted in a byte."""
+MOST = 256
+"""Most values in a window: which of them is the maximum is kept as a byte."""
 
 
 @functools.cache
@@ -22,40 +24,64 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
 
 
-def _call(name: str, tensors: tuple[Tensor, Tensor, Tensor], x: Tensor, factor: int) -> None:
+def _call(name: str, tensors: tuple[Tensor, Tensor, Tensor], x: Tensor, factor: int, pieces: int) -> None:
     n, c, h, w = x.shape
-    sizes = map(ctypes.c_int64, (n, h, w, c, factor))
+    sizes = map(ctypes.c_int64, (n, h, w, c // pieces, factor, pieces))
     pointers = (ctypes.c_void_p(t.data_ptr()) for t in tensors)
     getattr(_library(x.dtype), name)(*pointers, *sizes, torch.get_num_threads())
 
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: int, pieces: int) -> Tensor:
         n, c, h, w = x.shape
-        out = torch.empty((n, c, h // factor, w // factor), dtype=x.dtype, memory_format=torch.channels_last)
+        out = torch.empty((n, c // pieces, h // factor, w // factor), dtype=x.dtype, memory_format=torch.channels_last)
         which = torch.empty_like(out, dtype=torch.uint8)
-        _call("pool_forward", (x, out, which), x, factor)
+        _call("pool_forward", (x, out, which), x, factor, pieces)
         ctx.save_for_backward(which)
-        ctx.like, ctx.factor = torch.empty_like(x, device="meta"), factor
+        ctx.like, ctx.window = torch.empty_like(x, device="meta"), (factor, pieces)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (which,) = ctx.saved_tensors
         gx = torch.empty_like(ctx.like, device="cpu")
         grad = grads[0].to(gx.dtype).contiguous(memory_format=torch.channels_last)
-        _call("pool_backward", (grad, which, gx), gx, ctx.factor)
-        return gx, None
+        _call("pool_backward", (grad, which, gx), gx, *ctx.window)
+        return gx, None, None
 
 
-def max_pool(x: Tensor, factor: int) -> Tensor:
-    """`F.max_pool2d(x, factor)` of x `[N,C,H,W]`: the same values and gradients, by `pool.cpp` where x is on the processor, channels
-    last, and a compiler works. Sides that the factor does not divide lose their last pixels."""
+def max_pool(x: Tensor, factor: int, pieces: int = 1) -> Tensor:
+    """The greatest of factor·factor pixels and `pieces` channels of x `[N,pieces·C,H,W]` → `[N,C,H/factor,W/factor]`.
+
+    Of channel c those are c, C + c, 2·C + c, … Sides that the factor does not divide lose their last pixels. `F.max_pool2d` and
+    `Tensor.max`, the gradient going to the first of equals; by `pool.cpp` where x is on the processor, channels last, and a compiler works.
+    """
     last = x.dim() == 4 and x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
-    fits = 1 < factor <= min(MOST, *x.shape[2:]) and x.numel() > 0
+    fits = 1 < factor * factor * pieces <= MOST and factor <= min(x.shape[2:]) and x.numel() > 0
     if x.device.type == "cpu" and x.dtype in cpp.ELEMENTS and last and fits and _library(x.dtype) is not None:
-        out: Tensor = _MaxPool.apply(x, factor)
+        out: Tensor = _MaxPool.apply(x, factor, pieces)
         return out
-    return F.max_pool2d(x, factor)
+    y = F.max_pool2d(x, factor)
+    return y.unflatten(1, (pieces, -1)).max(1).values if pieces > 1 else y
+
+
+class _AvgPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
+        ctx.sides, ctx.factor = x.shape[2:], factor
+        return F.avg_pool2d(x, factor)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        gx = F.interpolate(grads[0] / ctx.factor**2, scale_factor=ctx.factor, mode="nearest")
+        down, across = (side - whole for side, whole in zip(ctx.sides, gx.shape[2:], strict=True))
+        return (F.pad(gx, (0, across, 0, down)) if down or across else gx), None
+
+
+def avg_pool(x: Tensor, factor: int) -> Tensor:
+    """`F.avg_pool2d(x, factor)` of x `[N,C,H,W]`: the same values and gradients."""
+    out: Tensor = _AvgPool.apply(x, factor)
+    return out

@@ -39,8 +39,8 @@ def _cifar10_fast(name: str, **changes: Any) -> Recipe:
 def cifar10_strict() -> Recipe:
     """CIFAR-10, division strict: a binary LIF network at T=4."""
     return _cifar10_fast(
-        "cifar10-strict", model="fast_convnet4", steps=4, threshold=0.5, alpha=1.0, norm="tebn", epochs=10, warmup_epochs=0.25,
-        smoothing=0.2, weight_decay=0.04, ns_steps=3,
+        "cifar10-strict", model="fast_convnet4", steps=4, threshold=0.5, alpha=1.0, norm="tebn", hardest=0.6, epochs=20,
+        warmup_epochs=0.25, smoothing=0.2, weight_decay=0.04, crop=3, ns_steps=3,
     )
 
 

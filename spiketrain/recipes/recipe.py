@@ -54,6 +54,9 @@ class Recipe:
     std: tuple[float, ...] = _field((), "data", "of each channel, likewise")
     balanced: bool = _field(False, "data", "draw training samples with replacement, every class as often")
     limit: int = _field(0, "data", "train on this many samples only; 0: all", low=0)
+    hardest: float = _field(
+        1.0, "data", "an epoch is this share of the training samples, those whose loss was last the greatest; 1: all", low=0.01, high=1.0
+    )
 
     model: str = _field("digits_convnet", "network", "name of a model")
     width: float = _field(1.0, "network", "factor on the channels of every layer", low=0.01, high=100.0)
@@ -150,6 +153,7 @@ class Recipe:
             raise UserError(f"accumulate {self.accumulate} is more than the batch size {self.batch_size}")
         if self.frames_by == "window" and not self.frame_window:
             raise UserError("frames_by 'window' needs frame_window, the length of a frame in µs")
+        self._check_hardest()
         self._check_shares()
         strangers = {
             "neuron ilif": self.neuron == "ilif", "a curriculum of T": self.curriculum, "through_time off": not self.through_time,
@@ -157,6 +161,12 @@ class Recipe:
         }  # fmt: skip
         if self.division == "strict" and (found := [name for name, there in strangers.items() if there]):
             raise UserError(f"{' and '.join(found)} is not of the strict division: it needs division open (--division open)")
+
+    def _check_hardest(self) -> None:
+        others = {"balanced": self.balanced, "mixup": self.mixup, "cutmix": self.cutmix}
+        others |= {f"event_augment {name}": True for name in ("mixup", "cutmix", "eventmix") if name in self.event_augment}
+        if self.hardest < 1 and (found := [name for name, there in others.items() if there]):
+            raise UserError(f"hardest {self.hardest:g} goes by the loss of each sample, and not with {' or '.join(found)}: set it to 1")
 
     def _check_shares(self) -> None:
         if len(self.train_sides) > self.epochs or not all(s % 1 == 0 and 4 <= s <= 4096 for s in self.train_sides):
