@@ -21,6 +21,7 @@ GROUPS = (
     ("norm and neuron, forward", ("_Fire",)),
     ("convolutions, backward", ("convolution_backward", "_ConvBackward")),
     ("convolutions, forward", ("mkldnn_convolution", "convolution", "conv2d", "_Conv")),
+    ("convolutions, products of few pixels", ("aten::mm",)),
     ("optimiser", ("adam", "Optimizer")),
     ("pooling", ("pool",)),
     ("residual additions", ("aten::add",)),
