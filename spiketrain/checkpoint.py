@@ -196,6 +196,9 @@ def _check_types(state: dict[str, Any]) -> None:
     for name, kind in kinds.items():
         if not isinstance(state[name], kind) or isinstance(state[name], bool):
             raise ValueError(f"{name} is no {kind.__name__}")
+    samples = state.get("samples", {})
+    if not isinstance(samples, dict) or not all(isinstance(t, Tensor) and t.dtype is torch.float32 for t in samples.values()):
+        raise ValueError("samples are no tensors of losses")
     numbers = [*state["seconds"].values(), *(v for entry in state["curve"] for v in entry.values())]
     good = 0 <= state["epoch"] <= 10**6 and {"train", "eval"} <= set(state["seconds"])
     if not good or not all(isinstance(n, int | float) for n in numbers):

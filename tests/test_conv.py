@@ -41,8 +41,13 @@ def test_products_are_the_convolution_and_its_gradients(shape, layout):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-winograds = pytest.mark.skipif(winograd._library() is None, reason="no AVX512-BF16 (or AMX, or no C++ compiler)")
-BLOCKS = [  # the same; less and more than a block of tiles, sides odd and even
+def has(dtype, *values):
+    """A case of this dtype, which is skipped where the processor is not one that it is for."""
+    lacks = winograd._library(dtype) is None
+    return pytest.param(dtype, *values, marks=pytest.mark.skipif(lacks, reason=f"no Winograd for {dtype} on this processor"))
+
+
+BLOCKS = [  # batch, channels in, channels out, height, width; less and more than a block of tiles, sides odd and even
     (2, 64, 64, 5, 7),
     (3, 128, 64, 4, 4),
     (1, 64, 192, 3, 2),
@@ -50,57 +55,73 @@ BLOCKS = [  # the same; less and more than a block of tiles, sides odd and even
     (7, 64, 128, 15, 14),
     (2, 512, 64, 9, 9),
 ]
+NARROW = [(3, 16, 80, 4, 4), (1, 48, 16, 1, 1), (30, 32, 112, 9, 12)]
+CASES = [has(torch.bfloat16, s) for s in BLOCKS] + [has(torch.float32, s) for s in BLOCKS + NARROW]
 
 
 def relative(ours, theirs):
     return float((ours.double() - theirs).norm() / theirs.norm())
 
 
-@winograds
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("shape", BLOCKS, ids=str)
-@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["last", "first"])
-def test_winograd_is_the_convolution_and_its_gradients(shape, layout, threads):
-    """Within twice and a half of what rounding to bfloat16 does; of spikes and small whole weights, exactly."""
-    x, weight = pair(*shape, torch.bfloat16)
-    spikes, whole = (x > 1).bfloat16(), (weight * shape[1]).round() * 4
-    grad = torch.randn(shape[0], shape[2], *shape[3:]).bfloat16().contiguous(memory_format=LAST)
-    weight = weight.contiguous(memory_format=layout)
+@pytest.fixture
+def threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for pixels in (x, spikes):
-            exact = by_torch(pixels.double(), weight.double(), grad.double())
-            found = winograd.forward(pixels, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, pixels)
-            assert [t.shape for t in found] == [t.shape for t in exact] and found[2].dtype is torch.float32
-            for ours, theirs in zip(found, exact, strict=True):
-                assert relative(ours, theirs) < 5e-3
-        wanted = F.conv2d(spikes.double(), whole.double(), padding=1).bfloat16()
-        assert torch.equal(winograd.forward(spikes, whole.contiguous(memory_format=layout)), wanted)
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
-@winograds
-def test_winograd_gives_the_same_bits_twice():
-    x, weight = pair(20, 64, 128, 15, 15, torch.bfloat16)
-    grad = torch.randn(20, 128, 15, 15).bfloat16().contiguous(memory_format=LAST)
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
+@pytest.mark.parametrize(("dtype", "shape"), CASES)
+@pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["last", "first"])
+def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, threads):
+    """In bfloat16 within twice and a half of what rounding to it does, in float32 of a hundred roundings."""
+    x, weight = pair(*shape, dtype)
+    grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype).contiguous(memory_format=LAST)
+    weight = weight.contiguous(memory_format=layout)
+    for pixels in (x, (x > 1).to(dtype)):
+        exact = by_torch(pixels.double(), weight.double(), grad.double())
+        found = winograd.forward(pixels, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, pixels)
+        assert [t.shape for t in found] == [t.shape for t in exact]
+        assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
+        for ours, theirs in zip(found, exact, strict=True):
+            assert relative(ours, theirs) < (5e-3 if dtype is torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [has(torch.bfloat16, s) for s in BLOCKS])
+def test_of_spikes_and_small_whole_weights_winograd_in_bfloat16_is_exact(dtype, shape):
+    x, weight = pair(*shape, dtype)
+    spikes, whole = (x > 1).to(dtype), (weight * shape[1]).round() * 4
+    assert torch.equal(winograd.forward(spikes, whole), F.conv2d(spikes.double(), whole.double(), padding=1).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [has(torch.bfloat16), has(torch.float32)])
+def test_winograd_gives_the_same_bits_twice(dtype):
+    x, weight = pair(20, 64, 128, 15, 15, dtype)
+    grad = torch.randn(20, 128, 15, 15).to(dtype).contiguous(memory_format=LAST)
     first, second = ((winograd.forward(x, weight), winograd.by_weight(grad, x)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
-    ("flags", "compiler"),
-    [("flags : avx2", "g++"), ("flags : avx512_bf16 amx_bf16", "g++"), ("flags : avx512_bf16", None)],
-    ids=["no AVX512-BF16", "AMX", "no compiler"],
+    ("dtype", "flags", "compiler"),
+    [
+        (torch.bfloat16, "flags : avx2 fma", "g++"),
+        (torch.bfloat16, "flags : avx512_bf16 amx_bf16", "g++"),
+        (torch.bfloat16, "flags : avx512_bf16", None),
+        (torch.float32, "flags : sse2", "g++"),
+        (torch.float32, "Features : asimd", "g++"),
+        (torch.float32, "flags : fma", None),
+    ],
+    ids=["no AVX512-BF16", "AMX", "no compiler", "no FMA", "no x86", "no compiler, float32"],
 )
-def test_without_what_winograd_needs_torch_convolves(flags, compiler, monkeypatch):
+def test_without_what_winograd_needs_torch_convolves(dtype, flags, compiler, monkeypatch):
     monkeypatch.setattr(cpp, "processor", lambda: flags)
     monkeypatch.setattr(cpp, "compiler", lambda: compiler)
     winograd._library.cache_clear()
     try:
-        x, weight = pair(64, 64, 64, 8, 8, torch.bfloat16)
+        x, weight = pair(64, 64, 64, 8, 8, dtype)
         assert not conv.pays(x, weight, 1, 1)
         assert torch.equal(conv.forward(x, weight), F.conv2d(x, weight, padding=1))
     finally:
@@ -112,7 +133,7 @@ def ways(x, channels):
 
 
 def test_each_shape_goes_its_fastest_way(monkeypatch):
-    monkeypatch.setattr(winograd, "_library", object)  # as on a processor that has it
+    monkeypatch.setattr(winograd, "_library", lambda dtype: object())  # as on a processor that has it
 
     def by(n, c, k, side, dtype=torch.bfloat16):
         return ways(torch.empty((n, c, side, side), dtype=dtype).contiguous(memory_format=LAST), k)
@@ -123,8 +144,17 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
     assert by(256, 1024, 1024, 4) == (winograd.forward, products.by_weight)  # so many weights' sums do not stay in the cache
     assert by(64, 512, 512, 6) == (winograd.forward, None)  # few tiles for their sums
     assert by(400, 64, 128, 15) == (winograd.forward, winograd.by_weight)
-    assert by(400, 12, 64, 31) == by(64, 256, 256, 8, torch.float32) == (None, None)
-    assert by(16, 512, 512, 2, torch.float32) == (None, products.by_weight)
+    assert by(400, 12, 64, 31) == by(400, 16, 64, 31) == (None, None)  # few channels
+
+    def wide(*sizes):
+        return by(*sizes, torch.float32)
+
+    assert wide(64, 256, 256, 8) == wide(64, 32, 64, 32) == wide(256, 512, 512, 4) == (winograd.forward, winograd.by_weight)
+    assert wide(16, 256, 256, 8) == (winograd.forward, None)
+    assert wide(256, 1024, 1024, 4) == (winograd.forward, products.by_weight)
+    assert wide(64, 512, 512, 4) == wide(16, 512, 512, 2) == (None, products.by_weight)
+    assert wide(64, 64, 64, 5) == (None, None)  # tiles of 4×4 pixels would be mostly padding
+    assert by(64, 256, 256, 8, torch.float64) == (None, None)
 
 
 @pytest.mark.parametrize("mask", [(True, True), (True, False), (False, True)], ids=str)
@@ -135,6 +165,8 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
         ((16, 256, 256, 4, 4), torch.bfloat16),
         ((16, 512, 512, 2, 3), torch.float32),
         ((100, 256, 256, 8, 5), torch.bfloat16),
+        ((16, 64, 128, 8, 7), torch.float32),
+        ((64, 64, 32, 7, 8), torch.float32),
     ],
     ids=str,
 )

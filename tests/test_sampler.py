@@ -98,6 +98,19 @@ def test_stopped_and_resumed_it_goes_on_to_the_same_bits(at, tmp_path, monkeypat
     assert [e["train_loss"] for e in resumed.curve] == [e["train_loss"] for e in whole.curve]
 
 
+@pytest.mark.parametrize("samples", [3, {"losses": 3}, {"losses": torch.zeros(4), "seen": torch.zeros(4)}, {}], ids=str)
+def test_a_checkpoint_of_other_samples_is_one_line(samples, tmp_path, capsys):
+    recipe = st.recipes.get("digits").but(hardest=0.5, epochs=1, limit=64, width=0.25)
+    run = st.train(recipe, output=tmp_path, device="cpu", quiet=True).folder
+    file = next(run.glob("checkpoint-*")) / "state.pt"
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"samples": samples}, file)
+    (run / "record.json").unlink()
+    assert main(["train", "--resume", str(run), "--quiet", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and ("losses" in said[0])
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,10 +40,10 @@ def cache_folder() -> Path:
     return Path(base) / "kernels"
 
 
-def load(name: str, macros: Mapping[str, int | str]) -> ctypes.CDLL:
-    """`name`.cpp with these macros, compiled; one of `FAILURES` where it cannot be had."""
-    source = resources.files(__package__).joinpath(f"{name}.cpp").read_bytes()
-    words = [*FLAGS, *(f"-D{macro}={value}" for macro, value in macros.items())]
+def load(name: str, macros: Mapping[str, int | str], contract: bool = False) -> ctypes.CDLL:
+    """`name`.cpp with these macros, compiled; one of `FAILURES` where it cannot be had. contract: a·b + c may be rounded once."""
+    source = re.sub(rb'#include "([\w.]+)"', lambda found: _read(found[1].decode()), _read(f"{name}.cpp"))
+    words = [*FLAGS, *(["-ffp-contract=fast"] if contract else []), *(f"-D{macro}={value}" for macro, value in macros.items())]
     if (program := compiler()) is None:
         raise OSError("no C++ compiler")
     digest = hashlib.sha256(source + repr((words, program, processor())).encode()).hexdigest()
@@ -50,6 +51,11 @@ def load(name: str, macros: Mapping[str, int | str]) -> ctypes.CDLL:
     if not file.exists():
         _compile(program, words, source, file)
     return ctypes.CDLL(str(file))
+
+
+def _read(file: str) -> bytes:
+    """A file of this folder."""
+    return resources.files(__package__).joinpath(file).read_bytes()
 
 
 def _compile(program: str, words: list[str], source: bytes, file: Path) -> None:

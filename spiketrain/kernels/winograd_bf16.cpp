@@ -1,34 +1,23 @@
 // 3×3 convolutions (stride 1, padding 1) in bfloat16 by Winograd's F(2×2, 3×3): see spiketrain/kernels/winograd.py for the equations.
 //
-// x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 64. A tile is 2×2 pixels of y and the 4×4 of x that they
+// x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 16. A tile is 2×2 pixels of y and the 4×4 of x that they
 // see; what is outside is 0. Tiles of all images are counted in one row and dealt to the threads in fixed portions, so that sums
 // are added in the same order each time. A block of tiles goes through transform, products and transform while it is in the cache.
 // A product is of pairs of bfloat16, added in float32 (VDPBF16PS). For processors with AVX512-BF16; others do not compile this.
 
 #include <algorithm>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <immintrin.h>
-#include <memory>
+
+#include "winograd.h"
 
 namespace {
 
-typedef int64_t i64;
 typedef uint16_t bf16;
 typedef __m512 V;
 
 #define UNROLL16 _Pragma("GCC unroll 16")
-#define UNROLL _Pragma("GCC unroll 8")
-const int LANES = 16, WIDE = 64, ROWS = 6, PLACES = 16;  // WIDE: columns of a product that stay in registers, ROWS: rows
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-template <class T> using Buffer = std::unique_ptr<T[], Free>;
-template <class T> Buffer<T> buffer(i64 n) {
-    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64)));
-}
+const int LANES = 16, WIDE = 64, PLACES = 16;  // WIDE: channels of y at a time
 
 inline float wide(bf16 x) {
     const uint32_t word = uint32_t(x) << 16;
@@ -41,17 +30,8 @@ inline V load(const bf16* from) {
 }
 inline void store(bf16* to, V x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x)); }
 
-struct Sizes {
-    i64 N, H, W;
-    i64 down() const { return (H + 1) / 2; }
-    i64 across() const { return (W + 1) / 2; }
-    i64 tiles() const { return N * down() * across(); }
-};
-
-struct Tile {  // its image and its first pixel of y
-    i64 image, row, column;
-    Tile(const Sizes& s, i64 t) : image(t / (s.down() * s.across())), row(t / s.across() % s.down() * 2), column(t % s.across() * 2) {}
-};
+typedef Tiling<2> Sizes;
+typedef Place<2> Tile;
 
 // Bᵀ·d·B of the 4×4 pixels at a tile, 16 channels from c on.
 inline void transform_input(const bf16* x, const Sizes& s, i64 C, const Tile& at, i64 c, V* out) {
@@ -134,48 +114,20 @@ inline __m512i join(V a, V b) {
     return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(b, a));
 }
 
-// c[R,64] (+)= Σ over n pairs of a·b. a: pairs (32 bits), `across` apart from row to row and `along` from step to step; b: 64 pairs a
-// step, `wide` apart.
-template <int R> void product(const uint32_t* a, i64 across, i64 along, const uint32_t* b, i64 wide, i64 n, float* c, i64 apart, bool add) {
-    V sum[R][4];
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int v = 0; v < 4; v++) sum[r][v] = add ? _mm512_load_ps(c + r * apart + v * LANES) : _mm512_setzero_ps();
-    for (i64 i = 0; i < n; i++) {
-        __m512bh by[4];
-        UNROLL for (int v = 0; v < 4; v++) by[v] = (__m512bh)_mm512_load_si512(b + i * wide + v * LANES);
-        UNROLL for (int r = 0; r < R; r++) {
-            const __m512bh pair = (__m512bh)_mm512_set1_epi32(a[r * across + i * along]);
-            UNROLL for (int v = 0; v < 4; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], pair, by[v]);
-        }
-    }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int v = 0; v < 4; v++) _mm512_store_ps(c + r * apart + v * LANES, sum[r][v]);
-}
-
-void products(i64 rows, const uint32_t* a, i64 across, i64 along, const uint32_t* b, i64 wide, i64 n, float* c, i64 apart, bool add) {
-    i64 r = 0;
-    for (; r + ROWS <= rows; r += ROWS) product<ROWS>(a + r * across, across, along, b, wide, n, c + r * apart, apart, add);
-    const uint32_t* const last = a + r * across;
-    float* const to = c + r * apart;
-    switch (rows - r) {
-        case 1: return product<1>(last, across, along, b, wide, n, to, apart, add);
-        case 2: return product<2>(last, across, along, b, wide, n, to, apart, add);
-        case 3: return product<3>(last, across, along, b, wide, n, to, apart, add);
-        case 4: return product<4>(last, across, along, b, wide, n, to, apart, add);
-        case 5: return product<5>(last, across, along, b, wide, n, to, apart, add);
-    }
-}
-
-struct Portion {  // of n tiles, one of `parts`
-    i64 first, last;
-    Portion(i64 n, int part, int parts) : first(n * part / parts), last(n * (part + 1) / parts) {}
+struct Ops {
+    typedef uint32_t In;  // a pair
+    typedef V Vector;
+    typedef __m512bh By;
+    static const int LANES = ::LANES, VECTORS = 4;
+    static By load(const In* from) { return (By)_mm512_loadu_si512(from); }
+    static V add(V sum, In one, By by) { return _mm512_dpbf16_ps(sum, (By)_mm512_set1_epi32(one), by); }
 };
 
 }  // namespace
 
 extern "C" {
 
-// y = x ∗ w. u: the transformed weights [16, C/2, K] of pairs; block: tiles at a time.
+// y = x ∗ w. u: the transformed weights [K/WIDE][16,C/2,WIDE] of pairs, the last with what is left of K; block: tiles at a time.
 void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 block, int threads) {
     const Sizes s{N, H, W};
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -194,13 +146,14 @@ void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i
                 }
             }
             for (i64 k = 0; k < K; k += WIDE) {
+                const i64 width = std::min<i64>(WIDE, K - k);
                 for (int p = 0; p < PLACES; p++) {
-                    const uint32_t* const a = (const uint32_t*)(v.get() + p * block * C);
-                    products(here, a, C / 2, 1, u + p * C / 2 * K + k, K, C / 2, m.get() + p * block * WIDE, WIDE, false);
+                    const uint32_t *const a = (const uint32_t*)(v.get() + p * block * C), *const by = u + (PLACES * k + p * width) * (C / 2);
+                    products<Ops>(here, a, C / 2, 1, by, width, C / 2, m.get() + p * block * WIDE, WIDE, width, false);
                 }
                 for (i64 t = 0; t < here; t++) {
                     const Tile at(s, first + t);
-                    for (int c = 0; c < WIDE; c += LANES) {
+                    for (i64 c = 0; c < width; c += LANES) {
                         V out[4];
                         transform_output(m.get() + t * WIDE + c, block * WIDE, out);
                         UNROLL for (int i = 0; i < 4; i++) {
@@ -214,11 +167,12 @@ void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i
     }
 }
 
-// u [16, ins/2, outs] of pairs: G·w·Gᵀ. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the
-// next. outs: a multiple of 16, ins: even.
+// u: G·w·Gᵀ, as `winograd_forward` takes it. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap
+// to the next.
 void winograd_weights(const bf16* w, uint32_t* u, i64 outs, i64 ins, i64 to, i64 from, i64 tap, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 o = 0; o < outs; o += LANES) {
+        const i64 first = o / WIDE * WIDE, width = std::min<i64>(WIDE, outs - first);
         for (i64 i = 0; i < ins; i += 2) {
             V both[2][PLACES];
             for (int half = 0; half < 2; half++) {
@@ -227,7 +181,8 @@ void winograd_weights(const bf16* w, uint32_t* u, i64 outs, i64 ins, i64 to, i64
                     for (int lane = 0; lane < LANES; lane++) g[t][lane] = wide(w[(o + lane) * to + (i + half) * from + t * tap]);
                 transform_weight(g, both[half]);
             }
-            UNROLL16 for (int p = 0; p < PLACES; p++) _mm512_store_si512(u + (p * ins / 2 + i / 2) * outs + o, join(both[0][p], both[1][p]));
+            uint32_t* const at = u + PLACES * first * (ins / 2) + i / 2 * width + o - first;
+            UNROLL16 for (int p = 0; p < PLACES; p++) _mm512_storeu_si512(at + p * (ins / 2) * width, join(both[0][p], both[1][p]));
         }
     }
 }
@@ -260,7 +215,7 @@ void winograd_by_weight(const bf16* x, const bf16* grad, float* sums, i64 N, i64
             }
             for (int p = 0; p < PLACES; p++) {
                 const uint32_t *const from = g.get() + p * block / 2 * K, *const by = v.get() + p * block / 2 * C;
-                for (i64 c = 0; c < C; c += WIDE) products(K, from, 1, K, by + c, C, half, here + p * K * C + c, C, first > mine.first);
+                products<Ops>(K, from, 1, K, by, C, half, here + p * K * C, C, C, first > mine.first);
             }
         }
     }
