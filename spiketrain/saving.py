@@ -24,16 +24,16 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: bool) -> Tensor:
-        ctx.save_for_backward(weight, *(() if bits else (x,)))
-        ctx.bits = kernels.pack(x) if bits else None
+        kept, ctx.how = kernels.pack(x) if bits else (x, None)
+        ctx.save_for_backward(weight, kept)
         ctx.where = stride, padding
         return conv.forward(x, weight.to(x.dtype), stride, padding)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *kept = ctx.saved_tensors
-        x = kept[0] if kept else kernels.unpack(ctx.bits)
+        weight, kept = ctx.saved_tensors
+        x = kept if ctx.how is None else kernels.unpack(kept, ctx.how)
         wants: tuple[bool, bool] = ctx.needs_input_grad[:2]
         by_x, by_weight = conv.backward(grads[0].to(x.dtype), x, weight.to(x.dtype), wants, *ctx.where)
         return by_x, None if by_weight is None else by_weight.to(weight.dtype), None, None, None
@@ -57,7 +57,8 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Callable[[Tensor, bool], Tensor], x: Tensor, spiking: bool, *parameters: Tensor) -> Tensor:
         ctx.run, ctx.parameters = run, parameters
-        ctx.kept = kernels.pack(x) if spiking and kernels.packs(x) else x
+        kept, ctx.how = kernels.pack(x) if spiking and kernels.packs(x) else (x, None)
+        ctx.save_for_backward(kept)
         device = x.device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         return run(x, True)
@@ -65,9 +66,9 @@ class _Again(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x = (ctx.kept if isinstance(ctx.kept, Tensor) else kernels.unpack(ctx.kept)).detach()
+        (kept,) = ctx.saved_tensors
+        x = (kept if ctx.how is None else kernels.unpack(kept, ctx.how)).detach()
         x.requires_grad_(ctx.needs_input_grad[1])
-        ctx.kept = None
         device, dtype, enabled = ctx.autocast
         with torch.enable_grad(), torch.autocast(device, dtype, enabled):
             y = ctx.run(x, False)

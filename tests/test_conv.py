@@ -149,10 +149,11 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
     def wide(*sizes):
         return by(*sizes, torch.float32)
 
-    assert wide(64, 256, 256, 8) == wide(64, 32, 64, 32) == wide(256, 512, 512, 4) == (winograd.forward, winograd.by_weight)
+    assert wide(64, 256, 256, 8) == wide(64, 64, 64, 32) == wide(256, 512, 512, 4) == (winograd.forward, winograd.by_weight)
     assert wide(16, 256, 256, 8) == (winograd.forward, None)
     assert wide(256, 1024, 1024, 4) == (winograd.forward, products.by_weight)
     assert wide(64, 512, 512, 4) == wide(16, 512, 512, 2) == (None, products.by_weight)
+    assert wide(256, 32, 64, 8) == wide(256, 32, 32, 8) == (None, None)  # the digits recipe, whose figures the README prints
     assert wide(64, 64, 64, 5) == (None, None)  # tiles of 4×4 pixels would be mostly padding
     assert by(64, 256, 256, 8, torch.float64) == (None, None)
 
@@ -166,7 +167,7 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
         ((16, 512, 512, 2, 3), torch.float32),
         ((100, 256, 256, 8, 5), torch.bfloat16),
         ((16, 64, 128, 8, 7), torch.float32),
-        ((64, 64, 32, 7, 8), torch.float32),
+        ((64, 128, 80, 7, 8), torch.float32),
     ],
     ids=str,
 )

@@ -6,6 +6,8 @@ from torch import nn
 
 from spiketrain import layers, neurons
 from spiketrain.errors import UserError
+from spiketrain.functional import Rule
+from spiketrain.kernels import native
 from spiketrain.models import MODELS, build, count_macs, count_parameters
 
 FACTS = [
@@ -189,6 +191,24 @@ def test_keeping_less_for_the_backward_pass_changes_nothing(model, kernel, memor
     for ours, theirs in zip(fewer_grads, grads, strict=True):
         assert (ours is None and theirs is None) or torch.equal(ours, theirs)
     assert all(torch.equal(a, b) for a, b in zip(buffers, fewer_buffers, strict=True))
+
+
+@pytest.mark.skipif(not native.available(Rule(), torch.bfloat16), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize(("memory", "bytes_each"), [("speed", [2, 2]), ("bits", [2, 1 / 8]), ("least", [1 / 8])])
+def test_what_is_kept_of_a_layer_is_kept_where_autograd_knows_of_it(memory, bytes_each):
+    """Bytes a neuron-step, of current and spike, as hooks on saved tensors see them: what is kept elsewhere nobody would count or move."""
+    block = layers.ConvBlock(64, 64, neurons.Spec("lif", threshold=0.5), spiking=True, memory=memory).to(memory_format=torch.channels_last)
+    spikes = (torch.rand(24, 64, 16, 16) < 0.2).bfloat16().contiguous(memory_format=torch.channels_last).unflatten(0, (3, 8))
+    kept = {}
+
+    def pack(t):
+        if t.numel() in (spikes.numel(), spikes.numel() // 8):  # neither weights nor numbers a channel
+            kept[t.data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        block(spikes.requires_grad_())
+    assert sorted(t.numel() * t.element_size() / spikes.numel() for t in kept.values()) == sorted(bytes_each)
 
 
 @pytest.mark.parametrize("framed", [False, True])

@@ -114,10 +114,9 @@ def affine_scan(
 
 
 @dataclass(frozen=True)
-class Bits:
-    """Spikes at one bit each, and what a tensor of them looked like."""
+class Packing:
+    """What a tensor of spikes looked like, and the passes that made bits of it."""
 
-    bits: Tensor
     like: Tensor
     """Without memory of its own: shape, strides, dtype."""
     passes: ModuleType
@@ -125,18 +124,18 @@ class Bits:
 
 def packs(spikes: Tensor) -> bool:
     """Whether spikes like these can be kept as bits here: `pack` would take them."""
-    dense = spikes.is_contiguous() or spikes.is_contiguous(memory_format=torch.channels_last)
+    dense = torch.empty_like(spikes, device="meta").stride() == spikes.stride()  # in whatever order of axes
     return dense and choose("auto", spikes, Rule()) != "reference"
 
 
-def pack(spikes: Tensor) -> Bits:
+def pack(spikes: Tensor) -> tuple[Tensor, Packing]:
     """Dense spikes (0 and 1) as bits; `unpack` gives them back."""
     module = passes(choose("auto", spikes, Rule()))
-    return Bits(module.pack(spikes, Rule()), torch.empty_like(spikes, device="meta"), module)
+    return module.pack(spikes, Rule()), Packing(torch.empty_like(spikes, device="meta"), module)
 
 
-def unpack(kept: Bits) -> Tensor:
+def unpack(bits: Tensor, how: Packing) -> Tensor:
     """The spikes that `pack` was given, in the same layout."""
-    spikes = torch.empty_strided(kept.like.shape, kept.like.stride(), dtype=kept.like.dtype, device=kept.bits.device)
-    filled: Tensor = kept.passes.unpack(kept.bits, spikes, Rule())
+    spikes = torch.empty_strided(how.like.shape, how.like.stride(), dtype=how.like.dtype, device=bits.device)
+    filled: Tensor = how.passes.unpack(bits, spikes, Rule())
     return filled

@@ -3,7 +3,7 @@
 // x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 16. A tile is 4×4 pixels of y and the 6×6 of x that they
 // see; what is outside is 0. Tiles of all images are counted in one row and dealt to the threads in fixed portions, so that sums
 // are added in the same order each time. A block of tiles goes through transform, products and transform while it is in the cache.
-// Vectors are as long as the processor's; the compiler may contract products and sums.
+// For x86 processors with AVX-512 or AVX2 and FMA: the compiler may contract products and sums.
 
 #include <algorithm>
 #include <cstring>
@@ -14,12 +14,8 @@ namespace {
 
 #if defined(__AVX512F__)
 const int LANES = 16, VECTORS = 4;  // of a row of a product that stays in registers
-#elif defined(__AVX__)
+#else  // AVX2
 const int LANES = 8, VECTORS = 2;
-#elif defined(__aarch64__)
-const int LANES = 4, VECTORS = 4;
-#else
-const int LANES = 4, VECTORS = 2;
 #endif
 typedef float V __attribute__((vector_size(LANES * sizeof(float))));
 const int WIDE = LANES * VECTORS, SIDE = 6, PLACES = SIDE * SIDE, TILE = 4;
