@@ -11,6 +11,7 @@ bfloat16 where it is fast and statistics over time here. Accuracy is of the whol
 import argparse
 import itertools
 import math
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from spiketrain.recipes import Recipe
 from spiketrain.recipes.seed import compatible, data_options
 from spiketrain.train import train_step
 
-WARM, TIMED = 2, 4
+WARM, TIMED = 3, 9
 ROWS = tuple(itertools.product(("if", "lif"), ("atan", "qgate")))
 
 
@@ -46,21 +47,20 @@ def ours(neuron: str, surrogate: str, model: str) -> Recipe:
 
 
 def samples_per_second(recipe: Recipe, data: DataSet) -> float:
-    """Of training, over a few steps."""
+    """Of training: a batch by the median of a few steps, which one that waited for something does not move."""
     device = assemble.choose_device("auto")
     torch.manual_seed(0)
     network = assemble.build_network(recipe, data, device).train()
     optimizer, _ = assemble.make_optimizer(recipe, network, 1000)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=assemble.uses_bf16(recipe.precision, device))
     batches, meter, objective = assemble.make_loader(recipe, data, device).train(0), Meter(), Objective("ce", recipe.smoothing)
-    begun = 0.0
-    for i in range(WARM + TIMED):
-        if i == WARM:
-            meter.sums()  # waits for the device
-            begun = time.perf_counter()
+    took = []
+    for _ in range(WARM + TIMED):
+        begun = time.perf_counter()
         train_step(recipe, network, optimizer, autocast, objective, *next(batches), meter)
-    meter.sums()
-    return TIMED * recipe.batch_size / (time.perf_counter() - begun)
+        meter.sums()  # waits for the device
+        took.append(time.perf_counter() - begun)
+    return recipe.batch_size / statistics.median(took[WARM:])
 
 
 def fitted(recipe: Recipe, rate: float, budget: float, available: int) -> Recipe:

@@ -31,22 +31,20 @@ def cifar10_small() -> Recipe:
 
 def _cifar10_fast(name: str, **changes: Any) -> Recipe:
     return Recipe(
-        name=name, data="cifar10", model="fast_convnet", batch_size=100, optimizer="muon", lr=0.04, weight_decay=0.02, surrogate="qgate",
-        whiten=True, crop=2, crop_fill="reflect", flip=True, flip_by="turn", smoothing=0.1,
+        name=name, data="cifar10", model="fast_convnet4", batch_size=100, optimizer="muon", lr=0.04, weight_decay=0.04, ns_steps=3,
+        warmup_epochs=0.25, hardest=0.6, surrogate="qgate", whiten=True, crop=3, crop_fill="reflect", flip=True, flip_by="turn",
+        smoothing=0.2,
     ).but(**changes)  # fmt: skip
 
 
 def cifar10_strict() -> Recipe:
     """CIFAR-10, division strict: a binary LIF network at T=4."""
-    return _cifar10_fast(
-        "cifar10-strict", model="fast_convnet4", steps=4, threshold=0.5, alpha=1.0, norm="tebn", hardest=0.6, epochs=20,
-        warmup_epochs=0.25, smoothing=0.2, weight_decay=0.04, crop=3, ns_steps=3,
-    )
+    return _cifar10_fast("cifar10-strict", epochs=20, steps=4, threshold=0.5, alpha=1.0, norm="tebn")
 
 
 def cifar10_open() -> Recipe:
     """CIFAR-10, division open: integers of sixteen levels at T=1 that unroll to binary spikes."""
-    return _cifar10_fast("cifar10-open", division="open", neuron="ilif", levels=16, steps=1, threshold=0.2, epochs=14, smoothing=0.2)
+    return _cifar10_fast("cifar10-open", epochs=18, division="open", neuron="ilif", levels=16, steps=1, threshold=0.2)
 
 
 def _imnet(name: str, model: str, batch_size: int) -> Recipe:
