@@ -39,23 +39,22 @@ def dirac(network: nn.Module) -> None:
 def whiten(network: Network, images: Tensor) -> None:
     """Sets the first convolution so that patches of the images come out uncorrelated and of variance 1; freezes it.
 
-    Rows are e/√(λ + ε) for every eigenvector e, of eigenvalue λ, of the patches' covariance, and their negatives where there is room
-    for them; the bias is zero: behind a linear stem the next norm takes a constant out again, and so no gradient need go back to the
-    pixels. images: `[N,C,H,W]`, normalised. `UserError` where the convolution has neither C·k² outputs nor twice as many. Source: as
-    `dirac`, section 3.2.
+    Rows are e/√(λ + ε) for every eigenvector e, of eigenvalue λ, of the patches' covariance; the bias is zero: behind a linear stem the
+    next norm takes a constant out again, and so no gradient need go back to the pixels. images: `[N,C,H,W]`, normalised. `UserError`
+    where the convolution has not C·k² outputs. Source: as `dirac`, section 3.2, without the negative of each row.
     """
     conv = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if conv is None:
         raise UserError("whiten needs a network that begins with a convolution: set it off")
     side = conv.kernel_size[0]
     count = conv.in_channels * side * side
-    if conv.out_channels not in (count, 2 * count) or conv.in_channels != images.shape[1]:
-        raise UserError(f"whiten needs a stem with {count} or {2 * count} channels (fast_convnet), not {conv.out_channels}: set it off")
+    if conv.out_channels != count or conv.in_channels != images.shape[1]:
+        raise UserError(f"whiten needs a stem with {count} channels (fast_convnet, fast_convnet4), not {conv.out_channels}: set it off")
     images = images[: max(1, MOST_PIXELS // (images.shape[-1] * images.shape[-2]))]
     patches = images.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, count).double()
     variances, directions = torch.linalg.eigh(torch.cov(patches.T))
     rows = (directions / (variances + EPSILON).sqrt()).T.flip(0).to(conv.weight.dtype).view(count, *conv.weight.shape[1:])
-    conv.weight.copy_(torch.cat((rows, -rows))[: conv.out_channels])
+    conv.weight.copy_(rows)
     if conv.bias is not None:
         conv.bias.zero_()
     conv.requires_grad_(False)

@@ -63,51 +63,46 @@ def small_convnet(plan: Plan) -> nn.Module:
 
 
 class Stem(nn.Module):
-    """A 2×2 convolution that sees pixels, without norm or neuron: what `initial.whiten` sets. `[T,B,C,H,W]` → `[T,B,4C·signs,H−1,W−1]`.
+    """A 2×2 convolution that sees pixels, without norm or neuron: what `initial.whiten` sets. `[T,B,C,H,W]` → `[T,B,4C,H−1,W−1]`."""
 
-    signs: 2 where each pattern comes with its negative too, which behind a linear stem adds weights but no functions.
-    """
-
-    def __init__(self, channels: int, signs: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 4 * channels * signs, 2)
+        self.conv = nn.Conv2d(channels, 4 * channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return fold(self.conv, x)
 
 
-def _stemmed(stages: Stages, plan: Plan, signs: int, pieces: int = 1) -> nn.Module:
+def _stemmed(stages: Stages, plan: Plan) -> nn.Module:
     """`Stem`, then one convolution for each (channels, factor of the max-pooling of its currents), and the readout.
 
-    pieces: channels of the first of which the greatest is taken (`ConvBlock`).
+    The first sees an image that does not change and is computed once for all steps: each of its currents is the greatest of two channels.
     """
-    layers: list[nn.Module] = [Stem(plan.channels, signs)]
-    inputs = 4 * plan.channels * signs
+    layers: list[nn.Module] = [Stem(plan.channels)]
+    inputs = 4 * plan.channels
     for i, (channels, pool) in enumerate(stages):
         outputs = plan.wide(channels)
-        maxout = 1 if i else pieces
-        layers.append(ConvBlock(inputs, outputs, plan.neuron, plan.norm, pool, i > 0, plan.memory, pieces=maxout))
+        layers.append(ConvBlock(inputs, outputs, plan.neuron, plan.norm, pool, i > 0, plan.memory, pieces=1 if i else 2))
         inputs = outputs
     return nn.Sequential(*layers, Readout(inputs, plan.classes))
 
 
 def fast_convnet(plan: Plan) -> nn.Module:
-    """2×2 stem, then 64 | 128-128 | 256-256 with max-pooled currents: the most accuracy for a few minutes of a processor.
+    """2×2 stem, then 64 | 128-128 | 256-256 with max-pooled currents: the most accuracy for half an hour of a processor at T=1.
 
-    Shaped after K. Jordan's airbench94 (2024): as there, the stem is linear and can be set by the data (`initial.whiten`). Stem
-    and first convolution see an image that does not change, and are computed once for all steps.
+    Shaped after K. Jordan's airbench94 (2024): as there, the stem is linear and can be set by the data (`initial.whiten`).
     """
-    return _stemmed([(64, 2), (128, 1), (128, 2), (256, 1), (256, 2)], plan, signs=2)
+    return _stemmed([(64, 2), (128, 1), (128, 2), (256, 1), (256, 2)], plan)
 
 
 def fast_convnet4(plan: Plan) -> nn.Module:
     """2×2 stem, then 64 | 128 | 256 | 512, one convolution each: for binary spikes at several steps.
 
     What a layer makes binary is lost to all behind it, and every layer but the first is computed T times: four wide layers, most of
-    their weights where there are 3×3 pixels, learn more in the same time than the five of `fast_convnet`. The first, which sees an image
-    that does not change, costs a twenty-fifth: each of its currents is the greatest of two channels (docs/LOG.md).
+    their weights where there are 3×3 pixels, learn more in the same time than the five of `fast_convnet`. The first costs a
+    twenty-fifth (docs/LOG.md).
     """
-    return _stemmed([(64, 2), (128, 2), (256, 2), (512, 1)], plan, signs=1, pieces=2)
+    return _stemmed([(64, 2), (128, 2), (256, 2), (512, 1)], plan)
 
 
 def mnist_convnet(plan: Plan) -> nn.Module:

@@ -44,7 +44,9 @@ def cifar10_strict() -> Recipe:
 
 def cifar10_open() -> Recipe:
     """CIFAR-10, division open: integers of sixteen levels at T=1 that unroll to binary spikes."""
-    return _cifar10_fast("cifar10-open", epochs=18, division="open", neuron="ilif", levels=16, steps=1, threshold=0.2)
+    return _cifar10_fast(
+        "cifar10-open", division="open", model="fast_convnet", neuron="ilif", levels=16, steps=1, threshold=0.2, epochs=28
+    )
 
 
 def _imnet(name: str, model: str, batch_size: int) -> Recipe:
