@@ -6,8 +6,11 @@
 - whole MB: the same with weights and the optimiser's state;
 - saved MB: different memory that the graph keeps between forward and backward, weights not counted.
 
-Ours with every value of the recipe's field `memory`, where it has one. First ours are held to the reference and to SpikingJelly;
-where a check fails, nothing is printed and the exit status is 1. Resident memory (Linux), or the GPU's.
+- ms: the median of three steps, which this program takes after another, one side a process (`step.py` has all in turn).
+
+Ours with every value of the recipe's field `memory`, where it has one. Freed memory is kept where `spiketrain train` keeps it, which is
+with `speed`; else, and for all others, it goes back to the system at once, so that their peaks are the least. First ours are held to the
+reference and to SpikingJelly; where a check fails, nothing is printed and the exit status is 1. Resident memory (Linux), or the GPU's.
 """
 
 import json
@@ -18,22 +21,22 @@ from typing import Any
 
 import peers
 import torch
-from common import ROOT, Gate, device, fast_kernels, grown_mb, options, show, store
+from common import ROOT, Gate, device, fast_kernels, grown_mb, in_turns, options, show, store, summary
 from correctness import fresh_weights, hold
 from networks import NETWORKS, Network, tiny
 from sides import NCHW, Side, Step, ann, looped, ours, spikingjelly, spikingjelly_saving
 
+from spiketrain.allocator import return_memory
 from spiketrain.recipes import FIELDS
 
-SETTINGS: list[str] = list(FIELDS["memory"].metadata["choices"]) if "memory" in FIELDS else []
+SETTINGS: list[str] = list(FIELDS["memory"].metadata["choices"])
 """Values of the recipe's field that trades recomputation for memory."""
 
 
 def contestants() -> list[Side]:
     """Ours by every setting, SpikingJelly by its own, the ANN."""
-    own = [Side(f"ours, memory={s}", "", ours(memory=s), True) for s in SETTINGS] or [Side("ours", "", ours(), True)]
     everyone = [
-        *own,
+        *(Side(f"ours, memory={s}", "", ours(memory=s), True) for s in SETTINGS),
         Side("ours", "", ours(), False),
         Side("ours, reference kernel", "", ours(kernel="reference"), True),
         Side("SpikingJelly, default", "spikingjelly", spikingjelly(NCHW), False, NCHW),
@@ -64,12 +67,15 @@ def saved_bytes(step: Step) -> int:
 
 def measure(side: Side, network: Network, batch: int) -> dict[str, float]:
     """Of one side, in this process."""
+    if not side.name.startswith("ours") or "bits" in side.name or "least" in side.name:
+        return_memory()
     step = Step(side, network, network.steps, batch, fresh_weights(network, network.steps, device()))
     step()  # compiles, and makes the optimiser's state
     state = [t for s in step.optimizer.state.values() for t in s.values()]
     held = sum(t.numel() * t.element_size() for t in (*step.module.parameters(), *step.module.buffers(), *state)) / 1e6
     taken = grown_mb(step)
-    return {"step_mb": taken, "whole_mb": round(held + taken, 1), "saved_mb": round(saved_bytes(step) / 1e6, 1)}
+    saved = round(saved_bytes(step) / 1e6, 1)
+    return {"step_mb": taken, "whole_mb": round(held + taken, 1), "saved_mb": saved, "ms": summary(in_turns({"": step}, 3)[""])["ms"]}
 
 
 def in_own_process(label: str, network: str, batch: int, quick: bool) -> dict[str, float]:
@@ -103,8 +109,8 @@ def main() -> None:
     chosen = [side.label for side in contestants() if any(w in side.label for w in words)]
     rows = [{"side": label} | in_own_process(label, given.network, batch, given.quick) for label in chosen]
     show(f"memory of a training step of {network.name}, T={network.steps}, batch {batch}, {device()}",
-         ["", "step MB", "whole MB", "saved MB", "saved MB an image"],
-         [[r["side"], r["step_mb"], r["whole_mb"], r["saved_mb"], r["saved_mb"] / batch] for r in rows])  # fmt: skip
+         ["", "step MB", "whole MB", "saved MB", "saved MB an image", "ms"],
+         [[r["side"], r["step_mb"], r["whole_mb"], r["saved_mb"], r["saved_mb"] / batch, r["ms"]] for r in rows])  # fmt: skip
     if given.out:
         store(given.out, benchmark="memory", network=network.name, sample=network.sample, steps=network.steps, batch=batch,
               peers=peers.found(), checks=checks, rows=rows)  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from spiketrain import cli_analyze, cli_bench, cli_data, processes
-from spiketrain.allocator import keep_memory
+from spiketrain.allocator import keep_memory, return_memory
 from spiketrain.errors import UserError, one_line, unknown
 from spiketrain.recipes import FIELDS, RECIPES, Recipe, field_type, get
 from spiketrain.signals import Stopped
@@ -114,6 +114,8 @@ def _train(options: argparse.Namespace) -> int:
     else:
         recipe = get(options.recipe)
     recipe = recipe.but(**_changes(options))
+    if recipe.memory != "speed":
+        return_memory()
     made = train(
         recipe,
         data_root=options.data_root,

@@ -220,19 +220,22 @@ class ConvBlock(nn.Module):
         self.neuron = neuron.make()
 
     def forward(self, x: Tensor) -> Tensor:
-        def run(x: Tensor, first: bool) -> Tensor:
+        def currents(x: Tensor) -> Tensor:
             y = fold(linear, x)
             if min(y.shape[-2:]) < self.pool:
                 raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
             if self.pool > 1 or self.pieces > 1:  # before the norm, which then has a quarter of the work
                 y = fold(lambda z: max_pool(z, self.pool, self.pieces), y)
+            return y
+
+        def spikes(y: Tensor, first: bool) -> Tensor:
             return fire(self.norm, self.neuron, y, steps, first)
 
         steps, given = len(x), once(x)
         linear = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         if self.memory == "least":
-            return again(run, given, self.spiking, list(self.parameters()))
-        return run(given, True)
+            return again(currents, spikes, given, self.spiking, list(self.parameters()))
+        return spikes(currents(given), True)
 
 
 class AvgPool(nn.Module):

@@ -49,19 +49,26 @@ def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Ten
     return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, wants: tuple[bool, bool], stride: int = 1, padding: int = 1) -> list[Tensor | None]:
-    """The gradients of `forward` by x, and by weight (which may be in float32), each where it is wanted. All three are of one dtype."""
-    found: list[Tensor | None] = [None, None]
-    left = list(wants)
-    if _ours(x, weight, stride, padding):
+def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
+    """The gradient of `forward` by weight (which may come out in float32). All three are of one dtype."""
+    if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight))):
+        return way(grad.contiguous(memory_format=LAST), x)
+    return _torchs(grad, x, weight, stride, padding, 1)
+
+
+def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
+    """The gradient of `forward` by x. like: of x's shape, dtype and layout, on whatever device: its values are not read."""
+    if like.is_contiguous(memory_format=LAST):
         grad = grad.contiguous(memory_format=LAST)
-        if wants[0] and (way := _forward_by(grad, x.shape[1])):
-            by_input = products.by_input if way is products.forward else winograd.by_input
-            found[0], left[0] = by_input(grad, weight), False
-        if wants[1] and (way := _weight_by(x, len(weight))):
-            found[1], left[1] = way(grad, x), False
-    if any(left):
-        sides = [stride] * 2, [padding] * 2, [1, 1]
-        others = torch.ops.aten.convolution_backward(grad, x, weight, None, *sides, False, [0, 0], 1, [*left, False])
-        found = [b if a is None else a for a, b in zip(found, others, strict=False)]
+        if _ours(grad, weight, stride, padding) and (way := _forward_by(grad, like.shape[1])):
+            return products.by_input(grad, weight) if way is products.forward else winograd.by_input(grad, weight)
+    return _torchs(grad, torch.empty_like(like, device=grad.device), weight, stride, padding, 0)
+
+
+def _torchs(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, which: int) -> Tensor:
+    """torch's gradient by x (0) or weight (1)."""
+    mask = [which == 0, which == 1, False]
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask
+    )[which]
     return found

@@ -33,8 +33,10 @@ class ConvNorm(nn.Module):
         self.pooled, self.spiking, self.memory = pooled, spiking, memory
 
     def forward(self, x: Tensor) -> Tensor:
-        def run(x: Tensor, first: bool) -> Tensor:
-            y = fold(convolve, x)
+        def currents(x: Tensor) -> Tensor:
+            return fold(convolve, x)
+
+        def normed(y: Tensor, first: bool) -> Tensor:
             y = y.expand(steps, *y.shape[1:])
             z = (self.norm(y) if first else self.norm.again(y)).to(y.dtype)
             return fold(lambda current: F.max_pool2d(current, 3, 2, 1), z) if self.pooled else z
@@ -42,8 +44,8 @@ class ConvNorm(nn.Module):
         steps, given = len(x), once(x)
         convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         if self.memory == "least":
-            return again(run, given, self.spiking, list(self.parameters()))
-        return run(given, True)
+            return again(currents, normed, given, self.spiking, list(self.parameters()))
+        return normed(currents(given), True)
 
 
 class Block(nn.Module):
