@@ -55,8 +55,9 @@ BLOCKS = [  # batch, channels in, channels out, height, width; less and more tha
     (7, 64, 128, 15, 14),
     (2, 512, 64, 9, 9),
 ]
+has_bfloat16 = pytest.mark.skipif(winograd._library(torch.bfloat16) is None, reason="no Winograd for bfloat16 on this processor")
 NARROW = [(3, 16, 80, 4, 4), (1, 48, 16, 1, 1), (30, 32, 112, 9, 12)]
-CASES = [has(torch.bfloat16, s) for s in BLOCKS] + [has(torch.float32, s) for s in BLOCKS + NARROW]
+CASES = [has(dtype, s) for dtype in (torch.bfloat16, torch.float32) for s in BLOCKS + NARROW]
 
 
 def relative(ours, theirs):
@@ -88,11 +89,55 @@ def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, thr
             assert relative(ours, theirs) < (5e-3 if dtype is torch.bfloat16 else 1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [has(torch.bfloat16, s) for s in BLOCKS])
-def test_of_spikes_and_small_whole_weights_winograd_in_bfloat16_is_exact(dtype, shape):
-    x, weight = pair(*shape, dtype)
-    spikes, whole = (x > 1).to(dtype), (weight * shape[1]).round() * 4
-    assert torch.equal(winograd.forward(spikes, whole), F.conv2d(spikes.double(), whole.double(), padding=1).to(dtype))
+@has_bfloat16
+@pytest.mark.parametrize("shape", BLOCKS + NARROW, ids=str)
+def test_of_spikes_winograd_in_bfloat16_errs_by_the_rounding_of_weights_alone(shape):
+    """As transformed spikes are exact."""
+    x, weight = pair(*shape, torch.bfloat16)
+    spikes = (x > 1).bfloat16()
+    assert relative(winograd.forward(spikes, weight), F.conv2d(spikes.double(), weight.double(), padding=1)) < 3.5e-3
+
+
+@has_bfloat16
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30], ids=str)
+def test_winograd_in_bfloat16_is_as_exact_at_any_scale(scale):
+    """Of the input, and of the gradient, whose squares are beyond what float32 holds; and with tiles and channels of nothing in between."""
+    x, weight = pair(3, 64, 64, 9, 9, torch.bfloat16)
+    grad = torch.randn(3, 64, 9, 9).bfloat16().contiguous(memory_format=LAST)
+    x[0, :, :5], x[:, 7], grad[:, 5] = 0, 0, 0
+    for pixels, by in ((x * scale, grad), (x, grad * scale)):
+        exact = by_torch(pixels.double(), weight.double(), by.double())
+        found = winograd.forward(pixels, weight), winograd.by_input(by, weight), winograd.by_weight(by, pixels)
+        for ours, theirs in zip(found, exact, strict=True):
+            assert relative(ours, theirs) < 5e-3
+
+
+@has_bfloat16
+def test_of_the_greatest_sums_none_overflows():
+    """All pixels and all weights equal, where every product has the same sign: the sum is the product of both norms."""
+    x = torch.ones(2, 512, 12, 12).bfloat16().contiguous(memory_format=LAST)
+    for value in (0.75, -0.75):
+        weight = torch.full((64, 512, 3, 3), value).bfloat16()
+        grad = torch.full((2, 64, 12, 12), -value).bfloat16().contiguous(memory_format=LAST)
+        exact = by_torch(x.double(), weight.double(), grad.double())
+        found = winograd.forward(x, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, x)
+        for ours, theirs in zip(found, exact, strict=True):
+            assert relative(ours, theirs) < 5e-3
+
+
+@has_bfloat16
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")], ids=str)
+def test_what_is_not_finite_stays_so_where_it_is_seen(wrong):
+    """Torch's result is then not finite at the pixels that see it; ours is not at these and at others of their tile."""
+    x, weight = pair(2, 64, 64, 8, 8, torch.bfloat16)
+    grad = torch.randn(2, 64, 8, 8).bfloat16().contiguous(memory_format=LAST)
+    x[1, 3, 1, 1] = grad[1, 3, 1, 1] = wrong
+    for found in (winograd.forward(x, weight), winograd.by_input(grad, weight)):
+        assert found[0].isfinite().all() and not found[1, :, :3, :3].isfinite().any() and found[1, :, 5:].isfinite().all()
+    assert not winograd.by_weight(grad, (x > 1).bfloat16())[3].isfinite().any()
+    x[1, 3, 1, 1], weight[5, 3, 1, 1] = 0, wrong
+    found = winograd.forward(x, weight)
+    assert not found[:, 5].isfinite().any() and found[:, :5].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [has(torch.bfloat16), has(torch.float32)])
@@ -108,13 +153,13 @@ def test_winograd_gives_the_same_bits_twice(dtype):
     ("dtype", "flags", "compiler"),
     [
         (torch.bfloat16, "flags : avx2 fma", "g++"),
-        (torch.bfloat16, "flags : avx512_bf16 amx_bf16", "g++"),
-        (torch.bfloat16, "flags : avx512_bf16", None),
+        (torch.bfloat16, "flags : avx512_vnni amx_bf16", "g++"),
+        (torch.bfloat16, "flags : avx512_vnni", None),
         (torch.float32, "flags : sse2", "g++"),
         (torch.float32, "Features : asimd", "g++"),
         (torch.float32, "flags : fma", None),
     ],
-    ids=["no AVX512-BF16", "AMX", "no compiler", "no FMA", "no x86", "no compiler, float32"],
+    ids=["no AVX512-VNNI", "AMX", "no compiler", "no FMA", "no x86", "no compiler, float32"],
 )
 def test_without_what_winograd_needs_torch_convolves(dtype, flags, compiler, monkeypatch):
     monkeypatch.setattr(cpp, "processor", lambda: flags)
@@ -138,23 +183,18 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
     def by(n, c, k, side, dtype=torch.bfloat16):
         return ways(torch.empty((n, c, side, side), dtype=dtype).contiguous(memory_format=LAST), k)
 
+    ours = winograd.forward, winograd.by_weight
+    for dtype in (torch.bfloat16, torch.float32):
+        for sizes in ((64, 256, 256, 8), (16, 64, 64, 8), (400, 64, 128, 15), (256, 512, 512, 4), (256, 1024, 1024, 4), (64, 256, 256, 6)):
+            assert by(*sizes, dtype) == ours
+        assert by(64, 512, 512, 4, dtype) == (None, products.by_weight)  # few tiles for so many weights
+        assert by(64, 1024, 2048, 8, dtype) == (winograd.forward, None)  # whose sums would be 36 times these
+        assert by(400, 12, 64, 31, dtype) == by(400, 16, 64, 31, dtype) == (None, None)  # few channels
+        assert by(256, 32, 64, 8, dtype) == by(256, 32, 32, 8, dtype) == (None, None)  # the digits recipe, whose figures the README prints
+        assert by(64, 64, 64, 5, dtype) == (None, None)  # tiles of 4×4 pixels would be mostly padding
     assert by(256, 256, 512, 3) == (products.forward, products.by_weight)
+    assert by(16, 512, 512, 2, torch.float32) == (None, products.by_weight)
     assert by(16, 256, 256, 4) == (None, products.by_weight)  # too few pixels for what transforms cost
-    assert by(64, 256, 256, 8) == by(256, 512, 512, 4) == (winograd.forward, winograd.by_weight)
-    assert by(256, 1024, 1024, 4) == (winograd.forward, products.by_weight)  # so many weights' sums do not stay in the cache
-    assert by(64, 512, 512, 6) == (winograd.forward, None)  # few tiles for their sums
-    assert by(400, 64, 128, 15) == (winograd.forward, winograd.by_weight)
-    assert by(400, 12, 64, 31) == by(400, 16, 64, 31) == (None, None)  # few channels
-
-    def wide(*sizes):
-        return by(*sizes, torch.float32)
-
-    assert wide(64, 256, 256, 8) == wide(64, 64, 64, 32) == wide(256, 512, 512, 4) == (winograd.forward, winograd.by_weight)
-    assert wide(16, 256, 256, 8) == (winograd.forward, None)
-    assert wide(256, 1024, 1024, 4) == (winograd.forward, products.by_weight)
-    assert wide(64, 512, 512, 4) == wide(16, 512, 512, 2) == (None, products.by_weight)
-    assert wide(256, 32, 64, 8) == wide(256, 32, 32, 8) == (None, None)  # the digits recipe, whose figures the README prints
-    assert wide(64, 64, 64, 5) == (None, None)  # tiles of 4×4 pixels would be mostly padding
     assert by(64, 256, 256, 8, torch.float64) == (None, None)
 
 
@@ -194,7 +234,7 @@ def test_a_layer_takes_them_where_they_pay():
     assert taken(layer, x)
     assert not taken(layer, x.detach().contiguous())  # not channels last
     assert not taken(layer, x.detach()[:15])  # few rows
-    assert not taken(layer, torch.randn(16, 256, 6, 6).bfloat16().contiguous(memory_format=LAST))  # many pixels
+    assert not taken(layer, torch.randn(15, 256, 6, 6).bfloat16().contiguous(memory_format=LAST))  # many pixels
     assert not taken(layers.Conv3x3(256, 512, 2).bfloat16(), x.detach())  # a stride
     assert not taken(layers.Conv3x3(256, 512).double(), x.detach().double())
 

@@ -1,9 +1,12 @@
-// What the winograd_*.cpp share (see winograd.py): tiles of M×M pixels of all images in one row, dealt to threads in fixed portions, memory
-// for what is made of them, and products of matrices.
+// What the winograd_*.cpp share (see winograd.py for the equations): tiles of 4×4 pixels of y, which see 6×6 of x; their transforms; how
+// they are dealt to threads, in fixed portions, so that sums are added in the same order each time; and products of matrices.
+//
+// x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 16. What is outside of an image is 0.
 
 #ifndef WINOGRAD_H
 #define WINOGRAD_H
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -19,30 +22,157 @@ template <class T> Buffer<T> buffer(i64 n) {
     return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64)));
 }
 
-template <int M> struct Tiling {  // of N images of H×W pixels
+#define UNROLL _Pragma("GCC unroll 36")
+
+const int TILE = 4, SIDE = 6, PLACES = SIDE * SIDE;
+
+struct Sizes {  // of N images of H×W pixels
     i64 N, H, W;
-    i64 down() const { return (H + M - 1) / M; }
-    i64 across() const { return (W + M - 1) / M; }
+    i64 down() const { return (H + TILE - 1) / TILE; }
+    i64 across() const { return (W + TILE - 1) / TILE; }
     i64 tiles() const { return N * down() * across(); }
 };
 
-template <int M> struct Place {  // of a tile: its image and its first pixel of y
+struct Tile {  // its image and its first pixel of y
     i64 image, row, column;
-    Place(const Tiling<M>& s, i64 t) : image(t / (s.down() * s.across())), row(t / s.across() % s.down() * M), column(t % s.across() * M) {}
+    Tile(const Sizes& s, i64 t) : image(t / (s.down() * s.across())), row(t / s.across() % s.down() * TILE), column(t % s.across() * TILE) {}
 };
 
-struct Portion {  // of n tiles, one of `parts`
+struct Portion {  // of n, one of `parts`
     i64 first, last;
     Portion(i64 n, int part, int parts) : first(n * part / parts), last(n * (part + 1) / parts) {}
 };
 
-#define UNROLL _Pragma("GCC unroll 8")
+// ---- transforms of one line, from `from` apart by `in` to `to` apart by `out` ----
+
+// Bᵀ of six pixels
+template <class V> inline void pixels(const V* d, int in, V* v, int out) {
+    const V a = d[0], b = d[in], c = d[2 * in], e = d[3 * in], f = d[4 * in], g = d[5 * in];
+    const V even = f - 4.0f * c, odd = e - 4.0f * b, near = 2.0f * (f - c), far = 4.0f * (e - b);
+    v[0] = 4.0f * a - 5.0f * c + f;
+    v[out] = even + odd;
+    v[2 * out] = even - odd;
+    v[3 * out] = near + far;
+    v[4 * out] = near - far;
+    v[5 * out] = 4.0f * b - 5.0f * e + g;
+}
+// G of three taps
+template <class V> inline void taps(const V* g, int in, V* u, int out) {
+    const V a = g[0], b = g[in], c = g[2 * in];
+    const V even = (a + c) * (-2.0f / 3), odd = b * (-2.0f / 3), even2 = a * (1.0f / 6) + c * (2.0f / 3), odd2 = b * (1.0f / 3);
+    u[0] = a;
+    u[out] = even + odd;
+    u[2 * out] = even - odd;
+    u[3 * out] = even2 + odd2;
+    u[4 * out] = even2 - odd2;
+    u[5 * out] = c;
+}
+// 4·Aᵀ of six products
+template <class V> inline void outputs(const V* m, int in, V* y, int out) {
+    const V near = m[in] + m[2 * in], apart = m[in] - m[2 * in], far = m[3 * in] + m[4 * in], apart2 = m[3 * in] - m[4 * in];
+    y[0] = m[0] + near + 0.5f * far;
+    y[out] = apart + apart2;
+    y[2 * out] = near + 2.0f * far;
+    y[3 * out] = apart + 4.0f * (apart2 + m[5 * in]);
+}
+// E of four gradients
+template <class V> inline void gradients(const V* g, int in, V* v, int out) {
+    const V a = g[0], b = g[in], c = g[2 * in], e = g[3 * in];
+    const V even = 0.5f * (a + c), odd = 0.5f * (b + e), even2 = 0.125f * a + 0.5f * c, odd2 = 0.25f * b + e;
+    v[0] = a;
+    v[out] = even + odd;
+    v[2 * out] = even - odd;
+    v[3 * out] = even2 + odd2;
+    v[4 * out] = even2 - odd2;
+    v[5 * out] = e;
+}
+// Dᵀ of six sums
+template <class V> inline void sums_to_taps(const V* m, int in, V* g, int out) {
+    const V near = m[in] + m[2 * in], apart = m[in] - m[2 * in], far = m[3 * in] + m[4 * in], apart2 = m[3 * in] - m[4 * in];
+    g[0] = m[0] * 0.25f - near * (1.0f / 3) + far * (1.0f / 6);
+    g[out] = (apart2 - apart) * (1.0f / 3);
+    g[2 * out] = near * (-1.0f / 3) + far * (2.0f / 3) + m[5 * in];
+}
+
+// ---- transforms of a tile. Ops: V, LANES of float32; Element, of x; load(Element*), LANES of them as V ----
+
+// Bᵀ·d·B of the pixels of x at a tile, LANES channels from c on
+template <class Ops>
+inline void transform_input(const typename Ops::Element* x, const Sizes& s, i64 C, const Tile& at, i64 c, typename Ops::V* v) {
+    typename Ops::V d[PLACES], h[PLACES];
+    UNROLL for (int i = 0; i < SIDE; i++) {
+        const i64 row = at.row + i - 1;
+        UNROLL for (int j = 0; j < SIDE; j++) {
+            const i64 column = at.column + j - 1;
+            const bool inside = row >= 0 && row < s.H && column >= 0 && column < s.W;
+            d[i * SIDE + j] = inside ? Ops::load(x + ((at.image * s.H + row) * s.W + column) * C + c) : typename Ops::V{};
+        }
+    }
+    UNROLL for (int j = 0; j < SIDE; j++) pixels(d + j, SIDE, h + j, SIDE);
+    UNROLL for (int i = 0; i < SIDE; i++) pixels(h + i * SIDE, 1, v + i * SIDE, 1);
+}
+
+// E·g·Eᵀ of the gradients at a tile, LANES channels from k on
+template <class Ops>
+inline void transform_grad(const typename Ops::Element* grad, const Sizes& s, i64 K, const Tile& at, i64 k, typename Ops::V* v) {
+    typename Ops::V g[TILE * TILE], h[SIDE * TILE];
+    UNROLL for (int i = 0; i < TILE; i++)
+        UNROLL for (int j = 0; j < TILE; j++) {
+            const bool inside = at.row + i < s.H && at.column + j < s.W;
+            g[i * TILE + j] = inside ? Ops::load(grad + ((at.image * s.H + at.row + i) * s.W + at.column + j) * K + k) : typename Ops::V{};
+        }
+    UNROLL for (int j = 0; j < TILE; j++) gradients(g + j, TILE, h + j, TILE);
+    UNROLL for (int i = 0; i < SIDE; i++) gradients(h + i * TILE, 1, v + i * SIDE, 1);
+}
+
+// G·g·Gᵀ of the nine taps of LANES weights, of which the first tap of the first lies at w; see `winograd_weights`
+template <class Ops> inline void transform_weight(const typename Ops::Element* w, i64 to, i64 tap, typename Ops::V* u) {
+    typename Ops::V g[9], h[SIDE * 3];
+    UNROLL for (int t = 0; t < 9; t++) {
+        typename Ops::Element line[Ops::LANES];
+        for (int lane = 0; lane < Ops::LANES; lane++) line[lane] = w[lane * to + t * tap];
+        g[t] = Ops::load(line);
+    }
+    UNROLL for (int j = 0; j < 3; j++) taps(g + j, 3, h + j, 3);
+    UNROLL for (int j = 0; j < SIDE; j++) taps(h + j * 3, 1, u + j * SIDE, 1);
+}
+
+// 16·Aᵀ·m·A: the 4×4 pixels of y from the products at a tile
+template <class V> inline void transform_output(const V* m, V* y) {
+    V h[TILE * SIDE];
+    UNROLL for (int j = 0; j < SIDE; j++) outputs(m + j, SIDE, h + j, SIDE);
+    UNROLL for (int i = 0; i < TILE; i++) outputs(h + i * SIDE, 1, y + i * TILE, 1);
+}
+
+// gw [K,3,3,C], the gradient by the weights, from sums of it by the transformed ones, [parts,36,K,C]: Dᵀ·(the parts' sum)·D
+template <class Ops> void gradient_by_weight(const float* sums, float* gw, i64 C, i64 K, int parts, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 k = 0; k < K; k++) {
+        for (i64 c = 0; c < C; c += Ops::LANES) {
+            typename Ops::V m[PLACES], h[3 * SIDE], out[9];
+            UNROLL for (int p = 0; p < PLACES; p++) {
+                std::memcpy(&m[p], sums + (p * K + k) * C + c, sizeof(m[p]));
+                for (int part = 1; part < parts; part++) {
+                    typename Ops::V more;
+                    std::memcpy(&more, sums + ((part * PLACES + p) * K + k) * C + c, sizeof(more));
+                    m[p] += more;
+                }
+            }
+            UNROLL for (int j = 0; j < SIDE; j++) sums_to_taps(m + j, SIDE, h + j, SIDE);
+            UNROLL for (int i = 0; i < 3; i++) sums_to_taps(h + i * SIDE, 1, out + i * 3, 1);
+            UNROLL for (int t = 0; t < 9; t++) std::memcpy(gw + (k * 9 + t) * C + c, &out[t], sizeof(out[t]));
+        }
+    }
+}
+
+// ---- products of matrices ----
 
 // c[R rows, N vectors] (+)= Σ over n steps of a·b. a: `across` apart from row to row, `along` from step to step; b: `wide` apart from step to
-// step; c: `apart` from row to row. Ops: In, what a step takes; Vector, of LANES sums, of which VECTORS a row stay in registers; By, a
-// vector of b; load(b) and add(sums, a, b).
+// step; c: `apart` from row to row. Ops: In, what a step takes; Out, a sum; Vector, of LANES sums, of which VECTORS a row stay in registers;
+// By, a vector of b; by(b) and add(sums, a, b).
 template <class Ops, int R, int N>
-void product(const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, float* c, i64 apart, bool add) {
+void product(
+    const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Out* c, i64 apart, bool add) {
     typename Ops::Vector sum[R][N];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < N; v++) {
@@ -51,7 +181,7 @@ void product(const typename Ops::In* a, i64 across, i64 along, const typename Op
         }
     for (i64 i = 0; i < n; i++) {
         typename Ops::By by[N];
-        UNROLL for (int v = 0; v < N; v++) by[v] = Ops::load(b + i * wide + v * Ops::LANES);
+        UNROLL for (int v = 0; v < N; v++) by[v] = Ops::by(b + i * wide + v * Ops::LANES);
         UNROLL for (int r = 0; r < R; r++) {
             const typename Ops::In one = a[r * across + i * along];
             UNROLL for (int v = 0; v < N; v++) sum[r][v] = Ops::add(sum[r][v], one, by[v]);
@@ -62,7 +192,9 @@ void product(const typename Ops::In* a, i64 across, i64 along, const typename Op
 }
 
 template <class Ops, int N>
-void rows(i64 count, const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, float* c, i64 apart, bool add) {
+void rows(
+    i64 count, const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Out* c, i64 apart,
+    bool add) {
     i64 r = 0;
     for (; r + 6 <= count; r += 6) product<Ops, 6, N>(a + r * across, across, along, b, wide, n, c + r * apart, apart, add);
     for (; r + 2 <= count; r += 2) product<Ops, 2, N>(a + r * across, across, along, b, wide, n, c + r * apart, apart, add);
@@ -72,8 +204,8 @@ void rows(i64 count, const typename Ops::In* a, i64 across, i64 along, const typ
 // The same of `count` rows and `width` columns, a multiple of LANES.
 template <class Ops>
 void products(
-    i64 count, const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, float* c, i64 apart, i64 width,
-    bool add) {
+    i64 count, const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Out* c, i64 apart,
+    i64 width, bool add) {
     i64 k = 0;
     for (; k + Ops::VECTORS * Ops::LANES <= width; k += Ops::VECTORS * Ops::LANES)
         rows<Ops, Ops::VECTORS>(count, a, across, along, b + k, wide, n, c + k, apart, add);
