@@ -167,18 +167,14 @@ template <class Ops> void gradient_by_weight(const float* sums, float* gw, i64 C
 
 // ---- products of matrices ----
 
-// c[R rows, N vectors] (+)= Σ over n steps of a·b. a: `across` apart from row to row, `along` from step to step; b: `wide` apart from step to
-// step; c: `apart` from row to row. Ops: In, what a step takes; Out, a sum; Vector, of LANES sums, of which VECTORS a row stay in registers;
-// By, a vector of b; by(b) and add(sums, a, b).
+// sums [R rows, N vectors] of a·b over n steps. a: `across` apart from row to row, `along` from step to step; b: `wide` apart from step to step.
+// Ops: In, what a step takes; Vector, of LANES sums, of which VECTORS a row stay in registers; By, a vector of b; by(b) and add(sums, a, b).
 template <class Ops, int R, int N>
-void product(
-    const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Out* c, i64 apart, bool add) {
+__attribute__((noinline)) void product(
+    const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Vector* sums) {
     typename Ops::Vector sum[R][N];
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int v = 0; v < N; v++) {
-            sum[r][v] = typename Ops::Vector{};
-            if (add) std::memcpy(&sum[r][v], c + r * apart + v * Ops::LANES, sizeof(sum[r][v]));
-        }
+        UNROLL for (int v = 0; v < N; v++) sum[r][v] = typename Ops::Vector{};
     for (i64 i = 0; i < n; i++) {
         typename Ops::By by[N];
         UNROLL for (int v = 0; v < N; v++) by[v] = Ops::by(b + i * wide + v * Ops::LANES);
@@ -188,28 +184,43 @@ void product(
         }
     }
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int v = 0; v < N; v++) std::memcpy(c + r * apart + v * Ops::LANES, &sum[r][v], sizeof(sum[r][v]));
+        UNROLL for (int v = 0; v < N; v++) sums[r * N + v] = sum[r][v];
 }
 
-template <class Ops, int N>
-void rows(
-    i64 count, const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Out* c, i64 apart,
-    bool add) {
+// What becomes of sums `to` says, an object with see(row, column), before they are made, and put(row, column, sums).
+template <class Ops, int R, int N, class To>
+void some_rows(i64 row, const typename Ops::In* a, i64 across, i64 along, i64 column, const typename Ops::In* b, i64 wide, i64 n, const To& to) {
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < N; v++) to.see(row + r, column + v * Ops::LANES);
+    typename Ops::Vector sums[R * N];
+    product<Ops, R, N>(a + row * across, across, along, b + column, wide, n, sums);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int v = 0; v < N; v++) to.put(row + r, column + v * Ops::LANES, sums[r * N + v]);
+}
+
+template <class Ops, int N, class To>
+void rows(i64 count, const typename Ops::In* a, i64 across, i64 along, i64 column, const typename Ops::In* b, i64 wide, i64 n, const To& to) {
     i64 r = 0;
-    for (; r + 6 <= count; r += 6) product<Ops, 6, N>(a + r * across, across, along, b, wide, n, c + r * apart, apart, add);
-    for (; r + 2 <= count; r += 2) product<Ops, 2, N>(a + r * across, across, along, b, wide, n, c + r * apart, apart, add);
-    if (r < count) product<Ops, 1, N>(a + r * across, across, along, b, wide, n, c + r * apart, apart, add);
+    for (; r + 6 <= count; r += 6) some_rows<Ops, 6, N>(r, a, across, along, column, b, wide, n, to);
+    for (; r + 2 <= count; r += 2) some_rows<Ops, 2, N>(r, a, across, along, column, b, wide, n, to);
+    if (r < count) some_rows<Ops, 1, N>(r, a, across, along, column, b, wide, n, to);
 }
 
 // The same of `count` rows and `width` columns, a multiple of LANES.
-template <class Ops>
+template <class Ops, class To>
 void products(
-    i64 count, const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Out* c, i64 apart,
-    i64 width, bool add) {
-    i64 k = 0;
-    for (; k + Ops::VECTORS * Ops::LANES <= width; k += Ops::VECTORS * Ops::LANES)
-        rows<Ops, Ops::VECTORS>(count, a, across, along, b + k, wide, n, c + k, apart, add);
-    for (; k < width; k += Ops::LANES) rows<Ops, 1>(count, a, across, along, b + k, wide, n, c + k, apart, add);
+    i64 count, const typename Ops::In* a, i64 across, i64 along, i64 width, const typename Ops::In* b, i64 wide, i64 n, const To& to) {
+    i64 c = 0;
+    for (; c + Ops::VECTORS * Ops::LANES <= width; c += Ops::VECTORS * Ops::LANES)
+        rows<Ops, Ops::VECTORS>(count, a, across, along, c, b, wide, n, to);
+    for (; c < width; c += Ops::LANES) rows<Ops, 1>(count, a, across, along, c, b, wide, n, to);
 }
+
+template <class Ops, class T> struct Store {  // in rows that are `apart`
+    T* at;
+    i64 apart;
+    void see(i64, i64) const {}
+    void put(i64 row, i64 column, typename Ops::Vector sums) const { std::memcpy(at + row * apart + column, &sums, sizeof(sums)); }
+};
 
 #endif

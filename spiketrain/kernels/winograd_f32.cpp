@@ -14,7 +14,7 @@ struct Ops {
     static const int LANES = 8, VECTORS = 2;
 #endif
     typedef float V __attribute__((vector_size(LANES * sizeof(float))));
-    typedef float Element, In, Out;
+    typedef float Element, In;
     typedef V Vector, By;
     static V load(const float* from) {
         V x;
@@ -29,19 +29,31 @@ const int LANES = Ops::LANES, WIDE = LANES * Ops::VECTORS;  // channels of y at 
 
 inline void store(float* to, V x) { std::memcpy(to, &x, sizeof(x)); }
 
+struct Add {  // to what is there in rows that are `apart`, if something is
+    float* at;
+    i64 apart;
+    bool more;
+    void see(i64 row, i64 column) const { __builtin_prefetch(at + row * apart + column, 1); }
+    void put(i64 row, i64 column, V sums) const {
+        float* const here = at + row * apart + column;
+        store(here, more ? Ops::load(here) + sums : sums);
+    }
+};
+
 }  // namespace
 
 extern "C" {
 
-// y = x ∗ w. u: the transformed weights [K/WIDE][36,C,WIDE], the last with what is left of K; block: tiles at a time.
-void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 block, int threads) {
+// y = x ∗ w. u: the transformed weights [K/WIDE][36,C,WIDE], the last with what is left of K; most: tiles at a time.
+void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 most, int threads) {
     const Sizes s{N, H, W};
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int part = 0; part < threads; part++) {
+    const i64 block = std::min(most, (s.tiles() + threads - 1) / threads);
+#pragma omp parallel num_threads(threads)
+    {
         const Buffer<float> v = buffer<float>(PLACES * block * C), m = buffer<float>(PLACES * block * WIDE);
-        const Portion mine(s.tiles(), part, threads);
-        for (i64 first = mine.first; first < mine.last; first += block) {
-            const i64 here = std::min(block, mine.last - first);
+#pragma omp for schedule(dynamic)
+        for (i64 first = 0; first < s.tiles(); first += block) {
+            const i64 here = std::min(block, s.tiles() - first);
             for (i64 t = 0; t < here; t++) {
                 const Tile at(s, first + t);
                 for (i64 c = 0; c < C; c += LANES) {
@@ -54,7 +66,7 @@ void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i6
                 const i64 width = std::min<i64>(WIDE, K - k);
                 for (int p = 0; p < PLACES; p++) {
                     const float* const by = u + PLACES * C * k + p * C * width;
-                    products<Ops>(here, v.get() + p * block * C, C, 1, by, width, C, m.get() + p * block * WIDE, WIDE, width, false);
+                    products<Ops>(here, v.get() + p * block * C, C, 1, width, by, width, C, Store<Ops, float>{m.get() + p * block * WIDE, WIDE});
                 }
                 for (i64 t = 0; t < here; t++) {
                     const Tile at(s, first + t);
@@ -115,7 +127,7 @@ void winograd_by_weight(
             }
             for (int p = 0; p < PLACES; p++) {
                 const float *const a = g.get() + p * block * width, *const by = v.get() + p * block * C;
-                products<Ops>(width, a, 1, width, by, C, tiles, here + p * K * C, C, C, first > mine.first);
+                products<Ops>(width, a, 1, width, C, by, C, tiles, Add{here + p * K * C, C, first > mine.first});
             }
         }
     }

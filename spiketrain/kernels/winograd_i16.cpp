@@ -15,15 +15,14 @@ namespace {
 
 typedef uint16_t bf16;
 typedef __m512 V;
-const int LANES = 16, WIDE = 64, ROWS = 24, PAD = 80;  // WIDE: channels of y at a time; ROWS: of sums by weights;
-// PAD: words between places, which else lie in the same few sets of the cache
+const int LANES = 16, WIDE = 64, PAD = 80;  // WIDE: channels of y at a time; PAD: words between places, which else lie in the
+// same few sets of the cache
 const float NUMBER = 32700, NORM = 46000;  // NORM² is less than 2³¹, with room for what rounding adds
 
 struct Ops {
     typedef ::V V;
     typedef bf16 Element;
     typedef uint32_t In;  // a pair
-    typedef int32_t Out;
     typedef __m512i Vector, By;
     static const int LANES = ::LANES, VECTORS = 4;
     static V load(const bf16* from) {
@@ -89,11 +88,31 @@ inline void store16(int16_t* to, __m512i x) { _mm256_storeu_si256((__m256i*)to, 
 // Pairs of a (lower half) and b.
 inline __m512i join(__m512i a, __m512i b) { return _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16)); }
 
-// Tiles from `first` on as pairs, [36,pairs,width] at `to`, `apart` from place to place; transform(tile, channel, places) gives
-// LANES channels; back [width]: the inverse scales of the channels; scratch [tiles,36,LANES].
-template <class F>
-void pairs_of_tiles(i64 first, i64 tiles, i64 width, F transform, float* scratch, uint32_t* to, i64 apart, float* back) {
-    for (i64 c = 0; c < width; c += LANES) {
+struct Add {  // times the inverse scales of a row and a column, to what is there in rows that are `apart`, if something is
+    float* at;
+    i64 apart;
+    const float *columns, *rows;
+    bool more;
+    void see(i64 row, i64 column) const { __builtin_prefetch(at + row * apart + column, 1); }
+    void put(i64 row, i64 column, __m512i sums) const {
+        float* const here = at + row * apart + column;
+        const V times = _mm512_loadu_ps(columns + column) * _mm512_set1_ps(rows[row]);
+        _mm512_storeu_ps(here, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), times, more ? _mm512_loadu_ps(here) : _mm512_setzero_ps()));
+    }
+};
+
+struct Panels {  // of WIDE channels of `pairs` pairs of tiles, [36,width/WIDE,pairs,WIDE], the last with what is left of `width`
+    i64 width, pairs;
+    i64 place() const { return width * pairs + PAD; }
+    i64 channels(i64 first) const { return std::min<i64>(WIDE, width - first); }
+    i64 at(int p, i64 first) const { return p * place() + first * pairs; }  // first: the first channel of a panel
+};
+
+// Tiles from `first` on as pairs, at `to`; transform(tile, channel, places) gives LANES channels; back: the inverse scales of the channels;
+// scratch [tiles,36,LANES].
+template <class F> void pairs_of_tiles(i64 first, i64 tiles, const Panels& panels, F transform, float* scratch, uint32_t* to, float* back) {
+    for (i64 c = 0; c < panels.width; c += LANES) {
+        const i64 panel = c / WIDE * WIDE, wide = panels.channels(panel);
         Squares squares;
         for (i64 t = 0; t < tiles; t++) {
             V* const out = (V*)(scratch + t * PLACES * LANES);
@@ -107,7 +126,7 @@ void pairs_of_tiles(i64 first, i64 tiles, i64 width, F transform, float* scratch
             for (int p = 0; p < PLACES; p++) {
                 const float* const even = scratch + (2 * t * PLACES + p) * LANES;
                 const __m512i odd = both ? rounded(even + PLACES * LANES, by.by) : _mm512_setzero_si512();
-                _mm512_storeu_si512(to + p * apart + t * width + c, join(rounded(even, by.by), odd));
+                _mm512_storeu_si512(to + panels.at(p, panel) + t * wide + c - panel, join(rounded(even, by.by), odd));
             }
         }
     }
@@ -118,19 +137,20 @@ void pairs_of_tiles(i64 first, i64 tiles, i64 width, F transform, float* scratch
 extern "C" {
 
 // y = x ∗ w. u: the transformed weights [K/WIDE][36,C/2,WIDE] of pairs, the last with what is left of K, then the inverse scale of each of
-// the K; block: tiles at a time.
-void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 block, int threads) {
+// the K; most: tiles at a time.
+void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 most, int threads) {
     const Sizes s{N, H, W};
+    const i64 block = std::min(most, (s.tiles() + threads - 1) / threads);
     const float* const back = (const float*)(u + PLACES * (C / 2) * K);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int part = 0; part < threads; part++) {
+#pragma omp parallel num_threads(threads)
+    {
         const i64 place = block * C + PAD * 2, sums = block * WIDE + PAD;  // from one place to the next
         const Buffer<int16_t> v = buffer<int16_t>(PLACES * place);
         const Buffer<int32_t> m = buffer<int32_t>(PLACES * sums);
         const Buffer<float> scratch = buffer<float>(PLACES * C), backs = buffer<float>(block);
-        const Portion mine(s.tiles(), part, threads);
-        for (i64 first = mine.first; first < mine.last; first += block) {
-            const i64 here = std::min(block, mine.last - first);
+#pragma omp for schedule(dynamic)
+        for (i64 first = 0; first < s.tiles(); first += block) {
+            const i64 here = std::min(block, s.tiles() - first);
             for (i64 t = 0; t < here; t++) {
                 const Tile at(s, first + t);
                 Squares squares;
@@ -153,7 +173,7 @@ void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i
                 const i64 width = std::min<i64>(WIDE, K - k);
                 for (int p = 0; p < PLACES; p++) {
                     const uint32_t *const a = (const uint32_t*)(v.get() + p * place), *const by = u + (PLACES * k + p * width) * (C / 2);
-                    products<Ops>(here, a, C / 2, 1, by, width, C / 2, m.get() + p * sums, WIDE, width, false);
+                    products<Ops>(here, a, C / 2, 1, width, by, width, C / 2, Store<Ops, int32_t>{m.get() + p * sums, WIDE});
                 }
                 for (i64 t = 0; t < here; t++) {
                     const Tile at(s, first + t);
@@ -210,30 +230,25 @@ void winograd_by_weight(
 #pragma omp parallel for num_threads(parts * shares) schedule(static, 1)
     for (int thread = 0; thread < parts * shares; thread++) {
         const Portion mine(s.tiles(), thread / shares, parts), sixteens(K / 16, thread % shares, shares);
-        const i64 from = sixteens.first * 16, width = sixteens.last * 16 - from, pixels = block / 2 * C + PAD, grads = block / 2 * width + PAD;
-        const Buffer<uint32_t> v = buffer<uint32_t>(PLACES * pixels), g = buffer<uint32_t>(PLACES * grads);
+        const i64 from = sixteens.first * 16, width = sixteens.last * 16 - from;
+        const Panels of_x{C, block / 2}, of_grad{width, block / 2};
+        const Buffer<uint32_t> v = buffer<uint32_t>(PLACES * of_x.place()), g = buffer<uint32_t>(PLACES * of_grad.place());
         const Buffer<float> scratch = buffer<float>(block * PLACES * LANES), by = buffer<float>(C), back = buffer<float>(width);
-        const Buffer<int32_t> some = buffer<int32_t>(ROWS * C);
         float* const here = sums + (thread / shares * PLACES * K + from) * C;
         for (int p = 0; p < PLACES && mine.first == mine.last; p++) std::memset(here + p * K * C, 0, width * C * sizeof(float));
         for (i64 first = mine.first; first < mine.last; first += block) {
             const i64 tiles = std::min(block, mine.last - first), steps = (tiles + 1) / 2;
-            const auto of_x = [&](i64 t, i64 c, V* out) { transform_input<Ops>(x, s, C, Tile(s, t), c, out); };
-            const auto of_grad = [&](i64 t, i64 k, V* out) { transform_grad<Ops>(grad, s, K, Tile(s, t), from + k, out); };
-            pairs_of_tiles(first, tiles, C, of_x, scratch.get(), v.get(), pixels, by.get());
-            pairs_of_tiles(first, tiles, width, of_grad, scratch.get(), g.get(), grads, back.get());
+            const auto pixels = [&](i64 t, i64 c, V* out) { transform_input<Ops>(x, s, C, Tile(s, t), c, out); };
+            const auto gradients = [&](i64 t, i64 k, V* out) { transform_grad<Ops>(grad, s, K, Tile(s, t), from + k, out); };
+            pairs_of_tiles(first, tiles, of_x, pixels, scratch.get(), v.get(), by.get());
+            pairs_of_tiles(first, tiles, of_grad, gradients, scratch.get(), g.get(), back.get());
             for (int p = 0; p < PLACES; p++)
-                for (i64 k = 0; k < width; k += ROWS) {
-                    const i64 count = std::min<i64>(ROWS, width - k);
-                    products<Ops>(count, g.get() + p * grads + k, 1, width, v.get() + p * pixels, C, steps, some.get(), C, C, false);
-                    for (i64 r = 0; r < count; r++)
-                        for (i64 c = 0; c < C; c += LANES) {
-                            float* const at = here + (p * K + k + r) * C + c;
-                            const V found = _mm512_cvtepi32_ps(_mm512_load_si512(some.get() + r * C + c));
-                            const V times = _mm512_load_ps(by.get() + c) * _mm512_set1_ps(back[k + r]);
-                            _mm512_storeu_ps(at, found * times + (first > mine.first ? _mm512_loadu_ps(at) : _mm512_setzero_ps()));
-                        }
-                }
+                for (i64 c = 0; c < C; c += WIDE)
+                    for (i64 k = 0; k < width; k += WIDE) {
+                        const i64 rows = of_grad.channels(k), columns = of_x.channels(c);
+                        const Add to{here + (p * K + k) * C + c, C, by.get() + c, back.get() + k, first > mine.first};
+                        products<Ops>(rows, g.get() + of_grad.at(p, k), 1, rows, columns, v.get() + of_x.at(p, c), columns, steps, to);
+                    }
         }
     }
 }
