@@ -6,6 +6,7 @@ loads with `weights_only`. It is written under another name and renamed. The sta
 seeded before every batch, by its number.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -122,7 +123,15 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(f"{final}: cannot be written ({error}): free some space or choose another --output") from error
     for older in _all(folder)[:-1]:
-        shutil.rmtree(older, ignore_errors=True)
+        _remove(older)
+
+
+def _remove(path: Path) -> None:
+    """Under another name first: a process that is killed in between leaves nothing that looks like a checkpoint and is half of one."""
+    part = path.with_name(f".{path.name}.old.part")
+    with contextlib.suppress(OSError):
+        path.rename(part)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:

@@ -123,6 +123,27 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_kill_while_an_older_checkpoint_is_removed_leaves_whole_ones(tmp_path, monkeypatch):
+    """Removal is cut short after a file, and nothing after it runs, as by kill -9."""
+
+    class Killed(BaseException): ...
+
+    def cut_short(folder, **_):
+        next(Path(folder).glob("*.safetensors")).unlink()
+        raise Killed
+
+    recipe = st.recipes.get("digits").but(epochs=2, limit=32, batch_size=32, width=0.25)
+    monkeypatch.setattr("spiketrain.checkpoint.shutil.rmtree", cut_short)
+    with pytest.raises(Killed):
+        st.train(recipe, into=tmp_path, device="cpu", quiet=True)
+    monkeypatch.undo()
+    for left in tmp_path.glob("checkpoint-*"):
+        checkpoint.load(left)
+    assert checkpoint.latest(tmp_path).name == "checkpoint-00001"
+    st.train(recipe, into=tmp_path, device="cpu", quiet=True)
+    assert not list(tmp_path.glob(".*"))
+
+
 def poison(step: int, monkeypatch) -> None:
     """The labels' loss of one step becomes infinite: its inputs do."""
     from spiketrain.data.loader import Loader
