@@ -23,9 +23,9 @@ def pair(n, c, k, h, w, dtype=torch.float64):
     return x, (torch.randn(k, c, 3, 3, generator=draw, dtype=torch.float64) / c).to(dtype)
 
 
-def by_torch(x, weight, grad):
+def by_torch(x, weight, grad, stride=1):
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    y = F.conv2d(x, weight, None, 1, 1)
+    y = F.conv2d(x, weight, None, stride, 1)
     return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
 
 
@@ -39,6 +39,15 @@ def test_products_are_the_convolution_and_its_gradients(shape, layout):
     found = products.forward(x, weight), products.by_input(grad, weight), products.by_weight(grad, x)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_gradient_by_weights_of_a_convolution_with_a_stride(shape):
+    x, weight = (t.requires_grad_() for t in pair(*shape))
+    y = F.conv2d(x, weight, None, 2, 1)
+    grad = torch.randn(y.shape, dtype=y.dtype)
+    (wanted,) = torch.autograd.grad(y, weight, grad)
+    torch.testing.assert_close(products.by_weight(grad, x.detach(), 2), wanted, rtol=1e-12, atol=1e-12)
 
 
 def has(dtype, *values):
@@ -173,15 +182,17 @@ def test_without_what_winograd_needs_torch_convolves(dtype, flags, compiler, mon
         winograd._library.cache_clear()
 
 
-def ways(x, channels):
-    return conv._forward_by(x, channels), conv._weight_by(x, channels)
+def ways(x, channels, stride=1):
+    """With what a way by the weights is made of."""
+    found = conv._weight_by(x, channels, stride)
+    return conv._forward_by(x, channels, stride), getattr(found, "func", found)
 
 
 def test_each_shape_goes_its_fastest_way(monkeypatch):
     monkeypatch.setattr(winograd, "_library", lambda dtype: object())  # as on a processor that has it
 
-    def by(n, c, k, side, dtype=torch.bfloat16):
-        return ways(torch.empty((n, c, side, side), dtype=dtype).contiguous(memory_format=LAST), k)
+    def by(n, c, k, side, dtype=torch.bfloat16, stride=1):
+        return ways(torch.empty((n, c, side, side), dtype=dtype).contiguous(memory_format=LAST), k, stride)
 
     ours = winograd.forward, winograd.by_weight
     for dtype in (torch.bfloat16, torch.float32):
@@ -191,6 +202,8 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
         assert by(64, 1024, 2048, 8, dtype) == (winograd.forward, None)  # whose sums would be 36 times these
         assert by(400, 12, 64, 31, dtype) == by(400, 16, 64, 31, dtype) == (None, None)  # few channels
         assert by(256, 32, 64, 8, dtype) == by(256, 32, 32, 8, dtype) == (None, None)  # the digits recipe, whose figures the README prints
+        assert by(64, 256, 512, 8, dtype, 2) == (None, products.by_weight)
+        assert by(64, 128, 256, 16, dtype, 2) == by(15, 256, 512, 8, dtype, 2) == (None, None)
         assert by(64, 64, 64, 5, dtype) == (None, None)  # tiles of 4×4 pixels would be mostly padding
     assert by(256, 256, 512, 3) == (products.forward, products.by_weight)
     assert by(16, 512, 512, 2, torch.float32) == (None, products.by_weight)
@@ -199,24 +212,26 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "stride"),
     [
-        ((256, 256, 512, 3, 3), torch.bfloat16),
-        ((16, 256, 256, 4, 4), torch.bfloat16),
-        ((16, 512, 512, 2, 3), torch.float32),
-        ((100, 256, 256, 8, 5), torch.bfloat16),
-        ((16, 64, 128, 8, 7), torch.float32),
-        ((64, 128, 80, 7, 8), torch.float32),
+        ((256, 256, 512, 3, 3), torch.bfloat16, 1),
+        ((16, 256, 256, 4, 4), torch.bfloat16, 1),
+        ((16, 512, 512, 2, 3), torch.float32, 1),
+        ((100, 256, 256, 8, 5), torch.bfloat16, 1),
+        ((16, 64, 128, 8, 7), torch.float32, 1),
+        ((64, 128, 80, 7, 8), torch.float32, 1),
+        ((16, 256, 512, 9, 8), torch.bfloat16, 2),
+        ((16, 512, 256, 4, 7), torch.float32, 2),
     ],
     ids=str,
 )
-def test_forward_and_backward_are_torchs_whichever_way_is_taken(shape, dtype):
+def test_forward_and_backward_are_torchs_whichever_way_is_taken(shape, dtype, stride):
     x, weight = pair(*shape, dtype)
     weight = weight.contiguous(memory_format=LAST)
-    grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype)
-    exact = by_torch(x.double(), weight.double(), grad.double())
+    grad = torch.randn(shape[0], shape[2], *(-(-side // stride) for side in shape[3:])).to(dtype)
+    exact = by_torch(x.double(), weight.double(), grad.double(), stride)
     like = torch.empty_like(x, device="meta")
-    found = conv.forward(x, weight), conv.by_input(grad, like, weight), conv.by_weight(grad, x, weight)
+    found = conv.forward(x, weight, stride), conv.by_input(grad, like, weight, stride), conv.by_weight(grad, x, weight, stride)
     bound = 5e-3 if dtype is torch.bfloat16 else 1e-5
     for ours, theirs in zip(found, exact, strict=True):
         assert relative(ours, theirs) < bound
@@ -235,7 +250,8 @@ def test_a_layer_takes_them_where_they_pay():
     assert not taken(layer, x.detach().contiguous())  # not channels last
     assert not taken(layer, x.detach()[:15])  # few rows
     assert not taken(layer, torch.randn(15, 256, 6, 6).bfloat16().contiguous(memory_format=LAST))  # many pixels
-    assert not taken(layers.Conv3x3(256, 512, 2).bfloat16(), x.detach())  # a stride
+    assert taken(layers.Conv3x3(256, 512, 2).to(torch.bfloat16).to(memory_format=LAST), x.detach())
+    assert not taken(layers.Conv3x3(128, 256, 2).bfloat16(), x.detach()[:, :128].contiguous(memory_format=LAST))  # a stride, few channels
     assert not taken(layers.Conv3x3(256, 512).double(), x.detach().double())
 
 

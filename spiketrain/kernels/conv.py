@@ -1,8 +1,9 @@
-"""3×3 convolutions, stride 1, padding 1, on the processor: by torch, as `products`, or by `winograd`, whichever is faster at their shape.
+"""3×3 convolutions, padding 1, on the processor: by torch, as `products`, or by `winograd`, whichever is faster at their shape.
 
 Values differ by rounding alone.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -17,41 +18,43 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 def _ours(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether it is a convolution of the kind that this file is about, of x `[N,C,H,W]`."""
-    kind = (stride, padding, *weight.shape[2:]) == (1, 1, 3, 3) and x.device.type == "cpu" and x.dim() == 4 and len(x) > 0
+    kind = stride in (1, 2) and (padding, *weight.shape[2:]) == (1, 3, 3) and x.device.type == "cpu" and x.dim() == 4 and len(x) > 0
     known = x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
     return kind and known and x.is_contiguous(memory_format=LAST)
 
 
-def _forward_by(x: Tensor, channels: int) -> Way | None:
+def _forward_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     """The fastest way from x to so many channels; None: torch's."""
+    if stride > 1:
+        return None
     if winograd.forward_pays(x, channels):
         return winograd.forward
     return products.forward if products.forward_pays(x, channels) else None
 
 
-def _weight_by(x: Tensor, channels: int) -> Way | None:
+def _weight_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     """The fastest way to the gradient by the weights of a convolution of x; None: torch's."""
-    if winograd.weight_pays(x, channels):
+    if stride == 1 and winograd.weight_pays(x, channels):
         return winograd.by_weight
-    return products.by_weight if products.weight_pays(x, channels) else None
+    return functools.partial(products.by_weight, stride=stride) if products.weight_pays(x, channels, stride) else None
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether any part of the work of a convolution, forward or backward, is faster here than by torch."""
     if not _ours(x, weight, stride, padding):
         return False
-    return _forward_by(x, len(weight)) is not None or _weight_by(x, len(weight)) is not None
+    return _forward_by(x, len(weight), stride) is not None or _weight_by(x, len(weight), stride) is not None
 
 
 def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """`F.conv2d(x, weight, None, stride, padding)` by whichever way is fastest. No gradient goes through it."""
-    way = _forward_by(x, len(weight)) if _ours(x, weight, stride, padding) else None
+    way = _forward_by(x, len(weight), stride) if _ours(x, weight, stride, padding) else None
     return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
 
 
 def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """The gradient of `forward` by weight (which may come out in float32). All three are of one dtype."""
-    if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight))):
+    if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight), stride)):
         return way(grad.contiguous(memory_format=LAST), x)
     return _torchs(grad, x, weight, stride, padding, 1)
 
@@ -60,7 +63,7 @@ def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, paddin
     """The gradient of `forward` by x. like: of x's shape, dtype and layout, on whatever device: its values are not read."""
     if like.is_contiguous(memory_format=LAST):
         grad = grad.contiguous(memory_format=LAST)
-        if _ours(grad, weight, stride, padding) and (way := _forward_by(grad, like.shape[1])):
+        if _ours(grad, weight, stride, padding) and (way := _forward_by(grad, like.shape[1], stride)):
             return products.by_input(grad, weight) if way is products.forward else winograd.by_input(grad, weight)
     return _torchs(grad, torch.empty_like(like, device=grad.device), weight, stride, padding, 0)
 

@@ -1,4 +1,4 @@
-"""3×3 convolutions (stride 1, padding 1) of few pixels and many channels as matrix products that leave the padding out.
+"""3×3 convolutions (padding 1) of few pixels and many channels as matrix products that leave the padding out.
 
 oneDNN, which computes convolutions for torch, is slow at such shapes, above all the gradient by the weights, and multiplies the
 padding: of nine taps at 3×3 pixels only 49/81 fall on a pixel. Here pixels at the border are multiplied by the taps that see them,
@@ -21,10 +21,11 @@ def forward_pays(x: Tensor, channels: int) -> bool:
     return pays and x.dtype is torch.bfloat16 and len(x) >= 256
 
 
-def weight_pays(x: Tensor, channels: int) -> bool:
-    """The same of the gradient by the weights of a convolution of x."""
+def weight_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
+    """The same of the gradient by the weights of a convolution of x, which may have a stride."""
     side, weights = max(x.shape[-2:]), x.shape[1] * channels
-    return ((side <= 3 and weights >= 1 << 15) or (side == 4 and weights >= 1 << 16)) and len(x) >= 16
+    pays = weights >= 1 << 17 if stride > 1 else (side <= 3 and weights >= 1 << 15) or (side == 4 and weights >= 1 << 16)
+    return pays and len(x) >= 16
 
 
 def _seen(at: int, size: int) -> tuple[slice, slice]:
@@ -33,10 +34,11 @@ def _seen(at: int, size: int) -> tuple[slice, slice]:
     return slice(low, high), slice(low - at + 1, high - at + 1)
 
 
-def _shifted(size: int, tap: int) -> tuple[slice, slice]:
+def _shifted(size: int, tap: int, stride: int = 1) -> tuple[slice, slice]:
     """The outputs of a side that a tap leads to, and the inputs that it leads from."""
-    shift = tap - 1
-    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
+    shift, outputs = tap - 1, (size + stride - 1) // stride
+    first, last = (1 if shift < 0 else 0), min(outputs - 1, (size - 1 - shift) // stride)
+    return slice(first, last + 1), slice(first * stride + shift, last * stride + shift + 1, stride)
 
 
 def _by_pixel(x: Tensor, taps: Tensor) -> Tensor:
@@ -63,15 +65,15 @@ def by_input(grad: Tensor, weight: Tensor) -> Tensor:
     return _by_pixel(grad, weight.permute(2, 3, 0, 1).contiguous().flip(0, 1))
 
 
-def by_weight(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `forward` by its weight `[K,C,3,3]`: one product a tap."""
-    (_, k, h, w), c = grad.shape, x.shape[1]
+def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
+    """The gradient of `forward` (or with a stride) by its weight `[K,C,3,3]`: one product a tap."""
+    (_, k, _, _), (_, c, h, w) = grad.shape, x.shape
     out = torch.empty((k, 3, 3, c), dtype=x.dtype)
     for j in range(3):
-        after, before = _shifted(w, j)
+        after, before = _shifted(w, j, stride)
         # rows outermost: any range of them then lies together in memory
         grads, pixels = grad[..., after].permute(2, 0, 3, 1).contiguous(), x[..., before].permute(2, 0, 3, 1).contiguous()
         for i in range(3):
-            below, above = _shifted(h, i)
-            torch.mm(grads[below].view(-1, k).t(), pixels[above].view(-1, c), out=out[:, i, j])
+            below, above = _shifted(h, i, stride)
+            torch.mm(grads[below].reshape(-1, k).t(), pixels[above].reshape(-1, c), out=out[:, i, j])
     return out.permute(0, 3, 1, 2)

@@ -35,7 +35,8 @@ struct Sizes {  // of N images of H×W pixels
 
 struct Tile {  // its image and its first pixel of y
     i64 image, row, column;
-    Tile(const Sizes& s, i64 t) : image(t / (s.down() * s.across())), row(t / s.across() % s.down() * TILE), column(t % s.across() * TILE) {}
+    Tile(const Sizes& s, i64 t)
+        : image(t / (s.down() * s.across())), row(t / s.across() % s.down() * TILE), column(t % s.across() * TILE) {}
 };
 
 struct Portion {  // of n, one of `parts`
@@ -167,8 +168,9 @@ template <class Ops> void gradient_by_weight(const float* sums, float* gw, i64 C
 
 // ---- products of matrices ----
 
-// sums [R rows, N vectors] of a·b over n steps. a: `across` apart from row to row, `along` from step to step; b: `wide` apart from step to step.
-// Ops: In, what a step takes; Vector, of LANES sums, of which VECTORS a row stay in registers; By, a vector of b; by(b) and add(sums, a, b).
+// sums [R rows, N vectors] of a·b over n steps. a: `across` apart from row to row, `along` from step to step; b: `wide` apart from step to
+// step. Ops: In, what a step takes; Vector, of LANES sums, of which VECTORS a row stay in registers; By, a vector of b; by(b) and
+// add(sums, a, b). A function of its own, as the compiler else keeps sums in memory.
 template <class Ops, int R, int N>
 __attribute__((noinline)) void product(
     const typename Ops::In* a, i64 across, i64 along, const typename Ops::In* b, i64 wide, i64 n, typename Ops::Vector* sums) {
@@ -189,7 +191,8 @@ __attribute__((noinline)) void product(
 
 // What becomes of sums `to` says, an object with see(row, column), before they are made, and put(row, column, sums).
 template <class Ops, int R, int N, class To>
-void some_rows(i64 row, const typename Ops::In* a, i64 across, i64 along, i64 column, const typename Ops::In* b, i64 wide, i64 n, const To& to) {
+void some_rows(
+    i64 row, const typename Ops::In* a, i64 across, i64 along, i64 column, const typename Ops::In* b, i64 wide, i64 n, const To& to) {
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < N; v++) to.see(row + r, column + v * Ops::LANES);
     typename Ops::Vector sums[R * N];
@@ -199,7 +202,8 @@ void some_rows(i64 row, const typename Ops::In* a, i64 across, i64 along, i64 co
 }
 
 template <class Ops, int N, class To>
-void rows(i64 count, const typename Ops::In* a, i64 across, i64 along, i64 column, const typename Ops::In* b, i64 wide, i64 n, const To& to) {
+void rows(
+    i64 count, const typename Ops::In* a, i64 across, i64 along, i64 column, const typename Ops::In* b, i64 wide, i64 n, const To& to) {
     i64 r = 0;
     for (; r + 6 <= count; r += 6) some_rows<Ops, 6, N>(r, a, across, along, column, b, wide, n, to);
     for (; r + 2 <= count; r += 2) some_rows<Ops, 2, N>(r, a, across, along, column, b, wide, n, to);

@@ -65,8 +65,8 @@ void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i6
             for (i64 k = 0; k < K; k += WIDE) {
                 const i64 width = std::min<i64>(WIDE, K - k);
                 for (int p = 0; p < PLACES; p++) {
-                    const float* const by = u + PLACES * C * k + p * C * width;
-                    products<Ops>(here, v.get() + p * block * C, C, 1, width, by, width, C, Store<Ops, float>{m.get() + p * block * WIDE, WIDE});
+                    const float *const a = v.get() + p * block * C, *const by = u + PLACES * C * k + p * C * width;
+                    products<Ops>(here, a, C, 1, width, by, width, C, Store<Ops, float>{m.get() + p * block * WIDE, WIDE});
                 }
                 for (i64 t = 0; t < here; t++) {
                     const Tile at(s, first + t);

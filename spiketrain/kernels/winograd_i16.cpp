@@ -2,7 +2,7 @@
 // equations and for why the numbers are whole.
 //
 // Transforms are in float32. What they give is multiplied by a scale, rounded to 16 bits, multiplied in pairs and added in 32 bits
-// (VPDPWSSD). A scale is as great as sums cannot overflow: |Σ v·u| ≤ ‖v‖·‖u‖, and both norms are held to LIMIT. For processors with
+// (VPDPWSSD). A scale is as great as sums cannot overflow: |Σ v·u| ≤ ‖v‖·‖u‖, and both norms are held to NORM. For processors with
 // AVX512-VNNI; others do not compile this. A block of tiles goes through transform, products and transform while it is in the cache.
 
 #include <cmath>
@@ -15,8 +15,8 @@ namespace {
 
 typedef uint16_t bf16;
 typedef __m512 V;
-const int LANES = 16, WIDE = 64, PAD = 80;  // WIDE: channels of y at a time; PAD: words between places, which else lie in the
-// same few sets of the cache
+const int LANES = 16, WIDE = 64;  // WIDE: channels of y at a time
+const int PAD = 80;  // words between places, which else lie in the same few sets of the cache
 const float NUMBER = 32700, NORM = 46000;  // NORM² is less than 2³¹, with room for what rounding adds
 
 struct Ops {
@@ -179,7 +179,8 @@ void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i
                     const Tile at(s, first + t);
                     for (i64 c = 0; c < width; c += LANES) {
                         V in[PLACES], out[TILE * TILE];
-                        UNROLL for (int p = 0; p < PLACES; p++) in[p] = _mm512_cvtepi32_ps(_mm512_load_si512(m.get() + p * sums + t * WIDE + c));
+                        const int32_t* const from = m.get() + t * WIDE + c;
+                        UNROLL for (int p = 0; p < PLACES; p++) in[p] = _mm512_cvtepi32_ps(_mm512_load_si512(from + p * sums));
                         transform_output(in, out);
                         const V times = _mm512_loadu_ps(back + k + c) * _mm512_set1_ps(backs[t]);
                         UNROLL for (int i = 0; i < TILE * TILE; i++) {
