@@ -63,10 +63,14 @@ BLOCKS = [  # batch, channels in, channels out, height, width; less and more tha
     (1, 64, 64, 2, 2),
     (7, 64, 128, 15, 14),
     (2, 512, 64, 9, 9),
+    (1, 1024, 64, 9, 9),
 ]
 has_bfloat16 = pytest.mark.skipif(winograd._library(torch.bfloat16) is None, reason="no Winograd for bfloat16 on this processor")
 NARROW = [(3, 16, 80, 4, 4), (1, 48, 16, 1, 1), (30, 32, 112, 9, 12)]
 CASES = [has(dtype, s) for dtype in (torch.bfloat16, torch.float32) for s in BLOCKS + NARROW]
+
+
+BOUND = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
 
 
 def relative(ours, theirs):
@@ -85,7 +89,7 @@ def threads(request):
 @pytest.mark.parametrize(("dtype", "shape"), CASES)
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["last", "first"])
 def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, threads):
-    """In bfloat16 within twice and a half of what rounding to it does, in float32 of a hundred roundings."""
+    """Relative errors: in bfloat16 of half a per cent, where rounding to it alone makes 0.17; in float32 of 10⁻⁵."""
     x, weight = pair(*shape, dtype)
     grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype).contiguous(memory_format=LAST)
     weight = weight.contiguous(memory_format=layout)
@@ -95,22 +99,23 @@ def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, thr
         assert [t.shape for t in found] == [t.shape for t in exact]
         assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
         for ours, theirs in zip(found, exact, strict=True):
-            assert relative(ours, theirs) < (5e-3 if dtype is torch.bfloat16 else 1e-5)
+            assert relative(ours, theirs) < BOUND[dtype]
 
 
 @has_bfloat16
 @pytest.mark.parametrize("shape", BLOCKS + NARROW, ids=str)
-def test_of_spikes_winograd_in_bfloat16_errs_by_the_rounding_of_weights_alone(shape):
-    """As transformed spikes are exact."""
+def test_of_spikes_winograd_in_bfloat16_errs_less(shape):
+    """As transformed spikes are exact: by the rounding of weights and of the result alone."""
     x, weight = pair(*shape, torch.bfloat16)
     spikes = (x > 1).bfloat16()
-    assert relative(winograd.forward(spikes, weight), F.conv2d(spikes.double(), weight.double(), padding=1)) < 3.5e-3
+    assert relative(winograd.forward(spikes, weight), F.conv2d(spikes.double(), weight.double(), padding=1)) < 4e-3
 
 
 @has_bfloat16
-@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30], ids=str)
-def test_winograd_in_bfloat16_is_as_exact_at_any_scale(scale):
-    """Of the input, and of the gradient, whose squares are beyond what float32 holds; and with tiles and channels of nothing in between."""
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 24, 68, 1e12, 1e30], ids=str)
+def test_winograd_in_bfloat16_is_as_exact_at_great_and_small_scales(scale):
+    """Of the input, and of the gradient: their squares may be beyond what float32 holds, their 16-bit scale near one. With tiles and
+    channels of nothing in between."""
     x, weight = pair(3, 64, 64, 9, 9, torch.bfloat16)
     grad = torch.randn(3, 64, 9, 9).bfloat16().contiguous(memory_format=LAST)
     x[0, :, :5], x[:, 7], grad[:, 5] = 0, 0, 0
@@ -118,7 +123,7 @@ def test_winograd_in_bfloat16_is_as_exact_at_any_scale(scale):
         exact = by_torch(pixels.double(), weight.double(), by.double())
         found = winograd.forward(pixels, weight), winograd.by_input(by, weight), winograd.by_weight(by, pixels)
         for ours, theirs in zip(found, exact, strict=True):
-            assert relative(ours, theirs) < 5e-3
+            assert relative(ours, theirs) < BOUND[torch.bfloat16]
 
 
 @has_bfloat16
@@ -131,7 +136,7 @@ def test_of_the_greatest_sums_none_overflows():
         exact = by_torch(x.double(), weight.double(), grad.double())
         found = winograd.forward(x, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, x)
         for ours, theirs in zip(found, exact, strict=True):
-            assert relative(ours, theirs) < 5e-3
+            assert relative(ours, theirs) < BOUND[torch.bfloat16]
 
 
 @has_bfloat16
@@ -147,6 +152,22 @@ def test_what_is_not_finite_stays_so_where_it_is_seen(wrong):
     x[1, 3, 1, 1], weight[5, 3, 1, 1] = 0, wrong
     found = winograd.forward(x, weight)
     assert not found[:, 5].isfinite().any() and found[:, :5].isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [2, 4, 5], indirect=True)
+@pytest.mark.parametrize("dtype", [has(torch.bfloat16), has(torch.float32)])
+@pytest.mark.parametrize("sums", [1, 1 << 20, 40 << 20], ids=["64 channels at a time", "some", "all"])
+def test_threads_share_sums_of_many_weights(dtype, threads, sums, monkeypatch):
+    """Evenly or not, also where there are more threads than shares."""
+    monkeypatch.setattr(winograd, "MANY", 1)
+    monkeypatch.setattr(winograd, "SUMS", sums)
+    for shape in [*NARROW, (7, 64, 128, 15, 14)]:
+        x, weight = pair(*shape, dtype)
+        grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype).contiguous(memory_format=LAST)
+        exact = by_torch(x.double(), weight.double(), grad.double())
+        found = winograd.forward(x, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, x)
+        for ours, theirs in zip(found, exact, strict=True):
+            assert relative(ours, theirs) < BOUND[dtype]
 
 
 @pytest.mark.parametrize("dtype", [has(torch.bfloat16), has(torch.float32)])
@@ -199,7 +220,7 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
         for sizes in ((64, 256, 256, 8), (16, 64, 64, 8), (400, 64, 128, 15), (256, 512, 512, 4), (256, 1024, 1024, 4), (64, 256, 256, 6)):
             assert by(*sizes, dtype) == ours
         assert by(64, 512, 512, 4, dtype) == (None, products.by_weight)  # few tiles for so many weights
-        assert by(64, 1024, 2048, 8, dtype) == (winograd.forward, None)  # whose sums would be 36 times these
+        assert by(64, 1024, 2048, 8, dtype) == (winograd.forward, None)
         assert by(400, 12, 64, 31, dtype) == by(400, 16, 64, 31, dtype) == (None, None)  # few channels
         assert by(256, 32, 64, 8, dtype) == by(256, 32, 32, 8, dtype) == (None, None)  # the digits recipe, whose figures the README prints
         assert by(64, 256, 512, 8, dtype, 2) == (None, products.by_weight)
@@ -209,6 +230,8 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
     assert by(16, 512, 512, 2, torch.float32) == (None, products.by_weight)
     assert by(16, 256, 256, 4) == (None, products.by_weight)  # too few pixels for what transforms cost
     assert by(64, 256, 256, 8, torch.float64) == (None, None)
+    assert by(64, 2048, 64, 8) == (None, None)  # where sums of whole numbers are less exact
+    assert by(64, 2048, 64, 8, torch.float32) == ours
 
 
 @pytest.mark.parametrize(
@@ -232,9 +255,8 @@ def test_forward_and_backward_are_torchs_whichever_way_is_taken(shape, dtype, st
     exact = by_torch(x.double(), weight.double(), grad.double(), stride)
     like = torch.empty_like(x, device="meta")
     found = conv.forward(x, weight, stride), conv.by_input(grad, like, weight, stride), conv.by_weight(grad, x, weight, stride)
-    bound = 5e-3 if dtype is torch.bfloat16 else 1e-5
     for ours, theirs in zip(found, exact, strict=True):
-        assert relative(ours, theirs) < bound
+        assert relative(ours, theirs) < BOUND[dtype]
     assert found[0].dtype is found[1].dtype is dtype
 
 

@@ -8,7 +8,7 @@ A kernel is chosen by name:
 - `triton`: the same passes for CUDA devices (`leaky`, `gpu`);
 - `auto`: the fast one for x's device where there is one and x is large enough for it to pay, else `reference`.
 
-`pool`, the max-pooling of currents, and `conv`, convolutions of few pixels, are no neurons and have no such choice: they are taken where
+`pool`, the max-pooling of currents, and `conv`, 3×3 convolutions, are no neurons and have no such choice: they are taken where
 they are faster. `cpp` compiles the C++ sources of this folder.
 """
 

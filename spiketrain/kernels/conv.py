@@ -1,6 +1,6 @@
 """3×3 convolutions, padding 1, on the processor: by torch, as `products`, or by `winograd`, whichever is faster at their shape.
 
-Values differ by rounding alone.
+Values differ by rounding alone, which for Winograd is relative to the values around.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""3×3 convolutions (padding 1) of few pixels and many channels as matrix products that leave the padding out.
+"""3×3 convolutions (padding 1) of few pixels, or strided, and many channels as matrix products that leave the padding out.
 
 oneDNN, which computes convolutions for torch, is slow at such shapes, above all the gradient by the weights, and multiplies the
 padding: of nine taps at 3×3 pixels only 49/81 fall on a pixel. Here pixels at the border are multiplied by the taps that see them,
@@ -71,7 +71,7 @@ def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
     out = torch.empty((k, 3, 3, c), dtype=x.dtype)
     for j in range(3):
         after, before = _shifted(w, j, stride)
-        # rows outermost: any range of them then lies together in memory
+        # rows outermost: any range of them then lies together in memory (every second one is a copy more)
         grads, pixels = grad[..., after].permute(2, 0, 3, 1).contiguous(), x[..., before].permute(2, 0, 3, 1).contiguous()
         for i in range(3):
             below, above = _shifted(h, i, stride)

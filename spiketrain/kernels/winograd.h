@@ -1,5 +1,6 @@
-// What the winograd_*.cpp share (see winograd.py for the equations): tiles of 4×4 pixels of y, which see 6×6 of x; their transforms; how
-// they are dealt to threads, in fixed portions, so that sums are added in the same order each time; and products of matrices.
+// What the winograd_*.cpp share (see winograd.py for the equations): tiles of 4×4 pixels of y, which see 6×6 of x; their transforms; and
+// products of matrices. Forward, a block of tiles goes to whichever thread is free; sums over tiles are of fixed portions, so that they are
+// added in the same order each time.
 //
 // x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 16. What is outside of an image is 0.
 
@@ -19,7 +20,9 @@ struct Free {
 };
 template <class T> using Buffer = std::unique_ptr<T[], Free>;
 template <class T> Buffer<T> buffer(i64 n) {
-    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64)));
+    T* const found = static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64));
+    if (!found) std::abort();
+    return Buffer<T>(found);
 }
 
 #define UNROLL _Pragma("GCC unroll 36")

@@ -6,7 +6,7 @@ For each tile of 4×4 pixels of y, d the 6×6 pixels of x that it sees, and g th
     ∂g = Dᵀ·[ Σ over tiles (E·∂y·Eᵀ) ⊙ (Bᵀ·d·B) ]·D
     ∂x: as y, of ∂y, the taps mirrored and channels exchanged
 
-by the points 0, ±1, ±2 and ∞, whose rows have factors (powers of two, which change no rounding) that make what they give of like size:
+by the points 0, ±1, ±2 and ∞, whose rows have factors (powers of two) that make what they give of like size:
 
          4  0 −5  0  1  0         3  0  0          2  2  2  1  1  0         8  0  0  0          3  0  0
          0 −4 −4  1  1  0        −2 −2 −2          0  2 −2  2 −2  0         4  4  4  4         −4 −4 −4
@@ -21,7 +21,8 @@ bfloat16 (`winograd_i16.cpp`): rounded to bfloat16, transformed values would mak
 transformed spikes are small whole numbers, and whatever has one scale is held better by 16-bit whole numbers than by bfloat16's eight bits.
 So they are that, multiplied and added exactly in 32 bits; a tile of x has a scale, an output's weights have one, and for ∂g a channel in
 a block of tiles. Relative errors (root mean square) are 0.2 to 0.3 % forward, 0.2 to 0.4 % by x and 0.1 % by the weights, where plain
-bfloat16 has 0.17 % (docs/LOG.md; a test holds 0.5).
+bfloat16 has 0.17 % (docs/LOG.md; a test holds 0.5). They are relative to what a tile has in all (∂g: a channel in a block of tiles): what
+is 10⁻⁵ of its greatest is lost.
 
 Source: A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
@@ -38,16 +39,17 @@ from spiketrain.kernels import cpp
 LAST = torch.channels_last
 TILE, PLACES = 4, 36
 """Pixels of a tile's side, and products a tile."""
-LANES = 16
-"""Channels come in multiples of it."""
+LANES, WIDE = 16, 64
+"""Channels come in multiples of the one, and are dealt with so many at a time."""
 FEWEST = 64
 """So many of them are worth what transforms cost. (32 gain too, but the README prints figures of a network that has them.)"""
 MANY, MOST = 1 << 18, 1 << 20
-"""Weights from which on blocks are greater, and so many are too many for the gradient by them, whose sums are 36 floats a weight."""
+"""Weights from which on blocks are greater, and most for the gradient by them: more were not measured."""
 LEAST = 64, 128
 """Fewest tiles, below `MANY` weights and from there on: the weights' transform costs as much whatever the number of tiles."""
-SUMS = 256 << 20
-"""Most bytes of the sums of the gradient by the weights, of which each thread, or each two, have their own."""
+SUMS = 40 << 20
+"""Most bytes of the sums of the gradient by the weights, of which each thread, or each two, or more, have their own. Where there are more,
+channels take turns, and x is transformed anew for each."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ class Form:
     The numbers here and above are of measurements with two threads of a processor with AVX512-BF16 (docs/LOG.md).
 
     source: C++ file; size: bytes of a transformed weight; blocks: tiles a block, forward and for the weights' gradient; from `MANY`
-    weights on twice as many, as all of them pass through the cache once a block.
+    weights on twice as many, as all of them pass through the cache once a block. deepest: most channels to add up (the error of whole
+    numbers grows with their root: it is 0.5 % at 1024).
     """
 
     source: str
     size: int
     blocks: tuple[int, int]
+    deepest: int
 
     def block(self, which: int, weights: int) -> int:
         """Tiles a block."""
@@ -70,8 +74,8 @@ class Form:
 
 
 FORMS = {
-    torch.bfloat16: Form("winograd_i16", size=2, blocks=(32, 128)),
-    torch.float32: Form("winograd_f32", size=4, blocks=(32, 96)),
+    torch.bfloat16: Form("winograd_i16", size=2, blocks=(32, 128), deepest=1024),
+    torch.float32: Form("winograd_f32", size=4, blocks=(32, 96), deepest=1 << 16),
 }
 
 
@@ -93,6 +97,8 @@ def forward_pays(x: Tensor, channels: int) -> bool:
     """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels, or to its gradient by x."""
     n, c, h, w = x.shape
     if x.dtype not in FORMS or c % LANES or channels % LANES or min(c, channels) < FEWEST or min(h, w) <= 3:
+        return False
+    if c > FORMS[x.dtype].deepest:
         return False
     tiles = -(-h // TILE) * -(-w // TILE)
     enough = n * tiles >= LEAST[c * channels >= MANY] and tiles * TILE**2 <= 2 * h * w  # which are mostly filled
@@ -147,11 +153,16 @@ def by_weight(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last."""
     (n, k, h, w), c = grad.shape, x.shape[1]
     form, library = _of(x.dtype)
-    threads, one = torch.get_num_threads(), 4 * PLACES * c * k
+    threads, one = torch.get_num_threads(), 4 * PLACES * c  # one: bytes of the sums of one channel of y
+    most = max(WIDE, SUMS // one // WIDE * WIDE)  # channels at a time
     shares = 2 if c * k >= MANY and threads % 2 == 0 else 1  # which is slower, but the sums of one thread fill the cache
-    parts = max(1, min(threads // shares, SUMS // one))
-    sums = torch.empty((parts, PLACES, k, c))
-    library.winograd_by_weight(*_p(x, grad, sums), *_sizes(n, h, w, c, k, form.block(1, c * k)), parts, shares)
+    parts = max(1, min(threads // shares, SUMS // (one * min(k, most))))
+    shares = max(shares, min(threads // parts, k // LANES))  # threads that have no sums of their own
+    sums = torch.empty((parts * PLACES * min(k, most), c))
     found = torch.empty((k, c, 3, 3), memory_format=LAST)
-    library.winograd_gradient(*_p(sums, found), *_sizes(c, k), parts, threads)
+    for first in range(0, k, most):
+        count = min(most, k - first)
+        sizes = _sizes(n, h, w, c, k, first, count, form.block(1, c * k))
+        library.winograd_by_weight(*_p(x, grad, sums), *sizes, parts, shares)
+        library.winograd_gradient(*_p(sums, found[first:]), *_sizes(c, count), parts, threads)
     return found

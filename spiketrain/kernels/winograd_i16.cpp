@@ -2,8 +2,9 @@
 // equations and for why the numbers are whole.
 //
 // Transforms are in float32. What they give is multiplied by a scale, rounded to 16 bits, multiplied in pairs and added in 32 bits
-// (VPDPWSSD). A scale is as great as sums cannot overflow: |Σ v·u| ≤ ‖v‖·‖u‖, and both norms are held to NORM. For processors with
-// AVX512-VNNI; others do not compile this. A block of tiles goes through transform, products and transform while it is in the cache.
+// (VPDPWSSD). A scale is as great as it can be without a sum that overflows: |Σ v·u| ≤ ‖v‖·‖u‖, and both norms are held to NORM, or to
+// NUMBER where a lane has a scale of its own. For processors with AVX512-VNNI; others do not compile this. A block of tiles goes through
+// transform, products and transform while it is in the cache.
 
 #include <cmath>
 #include <immintrin.h>
@@ -15,7 +16,7 @@ namespace {
 
 typedef uint16_t bf16;
 typedef __m512 V;
-const int LANES = 16, WIDE = 64;  // WIDE: channels of y at a time
+const int LANES = 16, WIDE = 64;  // WIDE: channels of a panel
 const int PAD = 80;  // words between places, which else lie in the same few sets of the cache
 const float NUMBER = 32700, NORM = 46000;  // NORM² is less than 2³¹, with room for what rounding adds
 
@@ -73,12 +74,13 @@ struct Squares {
     }
 };
 
-struct Scale {  // and its inverse, which is NaN where something is not finite
+struct Scale {  // and its inverse, which is NaN where something is not finite (or so great that its transform is not)
     V by, back;
-    // With which what has this norm has a norm of `most`. Whole, if it is more than one: whole numbers then stay whole.
+    // With which what has this norm has a norm of `most`. Whole, if that costs less than an eighth: whole numbers then stay whole. (Of the
+    // operands of min and max the second is the one that is returned for NaN.)
     Scale(V norm, V most) {
         const V exact = _mm512_min_ps(most / norm, _mm512_set1_ps(1e37f));
-        by = _mm512_max_ps(_mm512_floor_ps(exact), _mm512_min_ps(exact, _mm512_set1_ps(1)));
+        by = _mm512_mask_floor_ps(exact, _mm512_cmp_ps_mask(exact, _mm512_set1_ps(8), _CMP_GE_OQ), exact);
         back = _mm512_mask_mov_ps(_mm512_set1_ps(1) / by, _mm512_cmp_ps_mask(norm, norm, _CMP_UNORD_Q), norm);
     }
 };
@@ -160,10 +162,10 @@ void winograd_forward(const bf16* x, const uint32_t* u, bf16* y, i64 N, i64 H, i
                     squares.add(out);
                 }
                 const V norms = squares.norm(scratch.get(), C / LANES);
-                const float most = std::max(_mm512_reduce_max_ps(norms), 1e-37f);
-                const V share = norms * _mm512_set1_ps(1 / most);  // whose squares are not out of range
-                const float norm = most * std::sqrt(_mm512_reduce_add_ps(share * share));
-                const Scale by(_mm512_set1_ps(std::max(norm, most * (NORM / NUMBER))), _mm512_set1_ps(NORM));
+                const float top = std::max(_mm512_reduce_max_ps(norms), 1e-37f);
+                const V share = norms * _mm512_set1_ps(1 / top);  // whose squares are not out of range
+                const float norm = top * std::sqrt(_mm512_reduce_add_ps(share * share));
+                const Scale by(_mm512_set1_ps(std::max(norm, top * (NORM / NUMBER))), _mm512_set1_ps(NORM));
                 backs[t] = _mm512_cvtss_f32(by.back) * (1.0f / 16);
                 for (i64 c = 0; c < C; c += LANES)
                     for (int p = 0; p < PLACES; p++)
@@ -210,8 +212,8 @@ void winograd_weights(const bf16* w, uint32_t* u, i64 outs, i64 ins, i64 to, i64
                 transform_weight<Ops>(w + o * to + i * from, to, tap, out);
                 squares.add(out);
             }
-            const V most = _mm512_castsi512_ps(greatest(scratch.get(), ins * PLACES)) * _mm512_set1_ps(NORM / NUMBER);
-            const Scale by(_mm512_max_ps(most, squares.norm(scratch.get(), ins)), _mm512_set1_ps(NORM));
+            const V top = _mm512_castsi512_ps(greatest(scratch.get(), ins * PLACES)) * _mm512_set1_ps(NORM / NUMBER);
+            const Scale by(_mm512_max_ps(top, squares.norm(scratch.get(), ins)), _mm512_set1_ps(NORM));
             _mm512_storeu_ps(back + o, by.back);
             for (i64 i = 0; i < ins; i += 2)
                 for (int p = 0; p < PLACES; p++) {
@@ -223,39 +225,40 @@ void winograd_weights(const bf16* w, uint32_t* u, i64 outs, i64 ins, i64 to, i64
     }
 }
 
-// sums [parts,36,K,C] of the gradient by the transformed weights: each of `parts` sums over its portion of the tiles, and is the work of
-// `shares` threads, each of which has its share of K. block: an even number of tiles, for which a channel has one scale.
+// sums [parts,36,count,C] of the gradient by the transformed weights of `count` channels of y from `start` on: each of `parts` sums over its
+// portion of the tiles, and is the work of `shares` threads, each of which has its share of the channels. block: an even number of tiles, for which a channel has one scale.
 void winograd_by_weight(
-    const bf16* x, const bf16* grad, float* sums, i64 N, i64 H, i64 W, i64 C, i64 K, i64 block, int parts, int shares) {
+    const bf16* x, const bf16* grad, float* sums, i64 N, i64 H, i64 W, i64 C, i64 K, i64 start, i64 count, i64 block, int parts,
+    int shares) {
     const Sizes s{N, H, W};
 #pragma omp parallel for num_threads(parts * shares) schedule(static, 1)
     for (int thread = 0; thread < parts * shares; thread++) {
-        const Portion mine(s.tiles(), thread / shares, parts), sixteens(K / 16, thread % shares, shares);
+        const Portion mine(s.tiles(), thread / shares, parts), sixteens(count / 16, thread % shares, shares);
         const i64 from = sixteens.first * 16, width = sixteens.last * 16 - from;
         const Panels of_x{C, block / 2}, of_grad{width, block / 2};
         const Buffer<uint32_t> v = buffer<uint32_t>(PLACES * of_x.place()), g = buffer<uint32_t>(PLACES * of_grad.place());
         const Buffer<float> scratch = buffer<float>(block * PLACES * LANES), by = buffer<float>(C), back = buffer<float>(width);
-        float* const here = sums + (thread / shares * PLACES * K + from) * C;
-        for (int p = 0; p < PLACES && mine.first == mine.last; p++) std::memset(here + p * K * C, 0, width * C * sizeof(float));
+        float* const here = sums + (thread / shares * PLACES * count + from) * C;
+        for (int p = 0; p < PLACES && mine.first == mine.last; p++) std::memset(here + p * count * C, 0, width * C * sizeof(float));
         for (i64 first = mine.first; first < mine.last; first += block) {
             const i64 tiles = std::min(block, mine.last - first), steps = (tiles + 1) / 2;
-            const auto pixels = [&](i64 t, i64 c, V* out) { transform_input<Ops>(x, s, C, Tile(s, t), c, out); };
-            const auto gradients = [&](i64 t, i64 k, V* out) { transform_grad<Ops>(grad, s, K, Tile(s, t), from + k, out); };
-            pairs_of_tiles(first, tiles, of_x, pixels, scratch.get(), v.get(), by.get());
-            pairs_of_tiles(first, tiles, of_grad, gradients, scratch.get(), g.get(), back.get());
+            const auto from_x = [&](i64 t, i64 c, V* out) { transform_input<Ops>(x, s, C, Tile(s, t), c, out); };
+            const auto from_grad = [&](i64 t, i64 k, V* out) { transform_grad<Ops>(grad, s, K, Tile(s, t), start + from + k, out); };
+            pairs_of_tiles(first, tiles, of_x, from_x, scratch.get(), v.get(), by.get());
+            pairs_of_tiles(first, tiles, of_grad, from_grad, scratch.get(), g.get(), back.get());
             for (int p = 0; p < PLACES; p++)
                 for (i64 c = 0; c < C; c += WIDE)
                     for (i64 k = 0; k < width; k += WIDE) {
                         const i64 rows = of_grad.channels(k), columns = of_x.channels(c);
-                        const Add to{here + (p * K + k) * C + c, C, by.get() + c, back.get() + k, first > mine.first};
+                        const Add to{here + (p * count + k) * C + c, C, by.get() + c, back.get() + k, first > mine.first};
                         products<Ops>(rows, g.get() + of_grad.at(p, k), 1, rows, columns, v.get() + of_x.at(p, c), columns, steps, to);
                     }
         }
     }
 }
 
-// gw [K,3,3,C] from those sums.
-void winograd_gradient(const float* sums, float* gw, i64 C, i64 K, int parts, int threads) {
-    gradient_by_weight<Ops>(sums, gw, C, K, parts, threads);
+// gw [count,3,3,C] from those sums.
+void winograd_gradient(const float* sums, float* gw, i64 C, i64 count, int parts, int threads) {
+    gradient_by_weight<Ops>(sums, gw, C, count, parts, threads);
 }
 }
