@@ -100,6 +100,7 @@ def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, thr
         assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
         for ours, theirs in zip(found, exact, strict=True):
             assert relative(ours, theirs) < BOUND[dtype]
+        assert relative(found[2], exact[2]) < BOUND[dtype] / 2  # whose errors are less, as channels have scales of their own
 
 
 @has_bfloat16

@@ -226,7 +226,8 @@ void winograd_weights(const bf16* w, uint32_t* u, i64 outs, i64 ins, i64 to, i64
 }
 
 // sums [parts,36,count,C] of the gradient by the transformed weights of `count` channels of y from `start` on: each of `parts` sums over its
-// portion of the tiles, and is the work of `shares` threads, each of which has its share of the channels. block: an even number of tiles, for which a channel has one scale.
+// portion of the tiles, and is the work of `shares` threads, each of which has its share of the channels. block: an even number of tiles, for
+// which a channel has one scale.
 void winograd_by_weight(
     const bf16* x, const bf16* grad, float* sums, i64 N, i64 H, i64 W, i64 C, i64 K, i64 start, i64 count, i64 block, int parts,
     int shares) {
