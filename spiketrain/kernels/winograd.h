@@ -47,6 +47,20 @@ struct Portion {  // of n, one of `parts`
     Portion(i64 n, int part, int parts) : first(n * part / parts), last(n * (part + 1) / parts) {}
 };
 
+// What a thread does of the gradient by the weights of `count` channels of y: sums [parts,36,count,C] are over `parts` portions of the
+// tiles, and each is the work of `shares` threads, which have `width` channels from `from` on, at `at`. Sums over no tiles are 0 then.
+struct Share {
+    Portion tiles;
+    i64 from, width;
+    float* at;
+    Share(const Sizes& s, i64 C, i64 count, float* sums, int thread, int parts, int shares) : tiles(s.tiles(), thread / shares, parts) {
+        const Portion sixteens(count / 16, thread % shares, shares);
+        from = sixteens.first * 16, width = sixteens.last * 16 - from;
+        at = sums + (thread / shares * PLACES * count + from) * C;
+        for (int p = 0; p < PLACES && tiles.first == tiles.last; p++) std::memset(at + p * count * C, 0, width * C * sizeof(float));
+    }
+};
+
 // ---- transforms of one line, from `from` apart by `in` to `to` apart by `out` ----
 
 // Bᵀ of six pixels

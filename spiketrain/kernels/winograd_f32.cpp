@@ -99,21 +99,18 @@ void winograd_weights(const float* w, float* u, i64 outs, i64 ins, i64 to, i64 f
     }
 }
 
-// sums [parts,36,count,C] of the gradient by the transformed weights of `count` channels of y from `start` on: each of `parts` sums over its
-// portion of the tiles, and is the work of `shares` threads, each of which has its share of the channels.
+// sums [parts,36,count,C] of the gradient by the transformed weights of `count` channels of y from `start` on, see `Share`.
 void winograd_by_weight(
     const float* x, const float* grad, float* sums, i64 N, i64 H, i64 W, i64 C, i64 K, i64 start, i64 count, i64 block, int parts,
     int shares) {
     const Sizes s{N, H, W};
 #pragma omp parallel for num_threads(parts * shares) schedule(static, 1)
     for (int thread = 0; thread < parts * shares; thread++) {
-        const Portion mine(s.tiles(), thread / shares, parts), sixteens(count / 16, thread % shares, shares);
-        const i64 from = sixteens.first * 16, width = sixteens.last * 16 - from;
+        const Share mine(s, C, count, sums, thread, parts, shares);
+        const i64 from = start + mine.from, width = mine.width;
         const Buffer<float> v = buffer<float>(PLACES * block * C), g = buffer<float>(PLACES * block * width);
-        float* const here = sums + (thread / shares * PLACES * count + from) * C;
-        for (int p = 0; p < PLACES && mine.first == mine.last; p++) std::memset(here + p * count * C, 0, width * C * sizeof(float));
-        for (i64 first = mine.first; first < mine.last; first += block) {
-            const i64 tiles = std::min(block, mine.last - first);
+        for (i64 first = mine.tiles.first; first < mine.tiles.last; first += block) {
+            const i64 tiles = std::min(block, mine.tiles.last - first);
             for (i64 t = 0; t < tiles; t++) {
                 const Tile at(s, first + t);
                 V out[PLACES];
@@ -122,13 +119,13 @@ void winograd_by_weight(
                     UNROLL for (int p = 0; p < PLACES; p++) store(v.get() + (p * block + t) * C + c, out[p]);
                 }
                 for (i64 k = 0; k < width; k += LANES) {
-                    transform_grad<Ops>(grad, s, K, at, start + from + k, out);
+                    transform_grad<Ops>(grad, s, K, at, from + k, out);
                     UNROLL for (int p = 0; p < PLACES; p++) store(g.get() + (p * block + t) * width + k, out[p]);
                 }
             }
             for (int p = 0; p < PLACES; p++) {
                 const float *const a = g.get() + p * block * width, *const by = v.get() + p * block * C;
-                products<Ops>(width, a, 1, width, C, by, C, tiles, Add{here + p * count * C, C, first > mine.first});
+                products<Ops>(width, a, 1, width, C, by, C, tiles, Add{mine.at + p * count * C, C, first > mine.tiles.first});
             }
         }
     }

@@ -225,33 +225,30 @@ void winograd_weights(const bf16* w, uint32_t* u, i64 outs, i64 ins, i64 to, i64
     }
 }
 
-// sums [parts,36,count,C] of the gradient by the transformed weights of `count` channels of y from `start` on: each of `parts` sums over its
-// portion of the tiles, and is the work of `shares` threads, each of which has its share of the channels. block: an even number of tiles, for
-// which a channel has one scale.
+// sums [parts,36,count,C] of the gradient by the transformed weights of `count` channels of y from `start` on, see `Share`. block: an even
+// number of tiles, for which a channel has one scale.
 void winograd_by_weight(
     const bf16* x, const bf16* grad, float* sums, i64 N, i64 H, i64 W, i64 C, i64 K, i64 start, i64 count, i64 block, int parts,
     int shares) {
     const Sizes s{N, H, W};
 #pragma omp parallel for num_threads(parts * shares) schedule(static, 1)
     for (int thread = 0; thread < parts * shares; thread++) {
-        const Portion mine(s.tiles(), thread / shares, parts), sixteens(count / 16, thread % shares, shares);
-        const i64 from = sixteens.first * 16, width = sixteens.last * 16 - from;
+        const Share mine(s, C, count, sums, thread, parts, shares);
+        const i64 from = start + mine.from, width = mine.width;
         const Panels of_x{C, block / 2}, of_grad{width, block / 2};
         const Buffer<uint32_t> v = buffer<uint32_t>(PLACES * of_x.place()), g = buffer<uint32_t>(PLACES * of_grad.place());
         const Buffer<float> scratch = buffer<float>(block * PLACES * LANES), by = buffer<float>(C), back = buffer<float>(width);
-        float* const here = sums + (thread / shares * PLACES * count + from) * C;
-        for (int p = 0; p < PLACES && mine.first == mine.last; p++) std::memset(here + p * count * C, 0, width * C * sizeof(float));
-        for (i64 first = mine.first; first < mine.last; first += block) {
-            const i64 tiles = std::min(block, mine.last - first), steps = (tiles + 1) / 2;
+        for (i64 first = mine.tiles.first; first < mine.tiles.last; first += block) {
+            const i64 tiles = std::min(block, mine.tiles.last - first), steps = (tiles + 1) / 2;
             const auto from_x = [&](i64 t, i64 c, V* out) { transform_input<Ops>(x, s, C, Tile(s, t), c, out); };
-            const auto from_grad = [&](i64 t, i64 k, V* out) { transform_grad<Ops>(grad, s, K, Tile(s, t), start + from + k, out); };
+            const auto from_grad = [&](i64 t, i64 k, V* out) { transform_grad<Ops>(grad, s, K, Tile(s, t), from + k, out); };
             pairs_of_tiles(first, tiles, of_x, from_x, scratch.get(), v.get(), by.get());
             pairs_of_tiles(first, tiles, of_grad, from_grad, scratch.get(), g.get(), back.get());
             for (int p = 0; p < PLACES; p++)
                 for (i64 c = 0; c < C; c += WIDE)
                     for (i64 k = 0; k < width; k += WIDE) {
                         const i64 rows = of_grad.channels(k), columns = of_x.channels(c);
-                        const Add to{here + (p * count + k) * C + c, C, by.get() + c, back.get() + k, first > mine.first};
+                        const Add to{mine.at + (p * count + k) * C + c, C, by.get() + c, back.get() + k, first > mine.tiles.first};
                         products<Ops>(rows, g.get() + of_grad.at(p, k), 1, rows, columns, v.get() + of_x.at(p, c), columns, steps, to);
                     }
         }
