@@ -17,9 +17,10 @@ from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.kernels import conv
+from spiketrain.kernels.leaky import Anew
 from spiketrain.kernels.pool import avg_pool, max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
-from spiketrain.saving import again, conv_of_spikes, convolve
+from spiketrain.saving import again, conv_and_anew, conv_of_spikes, convolve
 
 NORMS = ("time", "step", "tdbn", "tebn")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -159,23 +160,31 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
 
 
-def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = True) -> Tensor:
+def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = True, anew: Anew | None = None) -> Tensor:
     """Spikes of the normed x: `[T,B,C,H,W]`, or one step `[1,B,C,H,W]` to be seen `steps` times, → `[T,B,C,H,W]`.
 
     Norm and neuron in one pass over memory where the neuron's kernel is a fast one; the currents between them are never
     stored. They are in the dtype of potentials either way. update: whether the norm's running statistics are.
+    anew: how the backward pass makes x again, where it is not to be kept, and used up.
     """
     norm.check(steps)
     kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
     if isinstance(neuron, Leaky) and kernel != "reference":
         if norm.training:
-            spikes, found = neuron.normed(x, norm.batch(), steps)
+            spikes, found = neuron.normed(x, norm.batch(), steps, anew)
             if update:
                 norm.update(found, steps)
             return spikes
         if not torch.is_grad_enabled():
             fired: Tensor = neuron(x, norm.affine(), steps)
             return fired
+    if anew is not None:
+        rest = functools.partial(_each_after_the_other, norm, neuron, steps)
+        return again(rest, x, anew, [*norm.parameters(), *neuron.parameters()])
+    return _each_after_the_other(norm, neuron, steps, x, update)
+
+
+def _each_after_the_other(norm: BatchNorm, neuron: Neuron, steps: int, x: Tensor, update: bool) -> Tensor:
     wide = (widen(x) if isinstance(neuron, Leaky) else x).expand(steps, *x.shape[1:])
     out: Tensor = neuron(norm(wide) if update else norm.again(wide))
     return out.to(x.dtype)
@@ -220,22 +229,21 @@ class ConvBlock(nn.Module):
         self.neuron = neuron.make()
 
     def forward(self, x: Tensor) -> Tensor:
-        def currents(x: Tensor) -> Tensor:
-            y = fold(linear, x)
+        def spikes(y: Tensor, first: bool, anew: Anew | None = None) -> Tensor:
             if min(y.shape[-2:]) < self.pool:
                 raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
             if self.pool > 1 or self.pieces > 1:  # before the norm, which then has a quarter of the work
                 y = fold(lambda z: max_pool(z, self.pool, self.pieces), y)
-            return y
-
-        def spikes(y: Tensor, first: bool) -> Tensor:
-            return fire(self.norm, self.neuron, y, steps, first)
+            return fire(self.norm, self.neuron, y, steps, first, anew)
 
         steps, given = len(x), once(x)
-        linear = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         if self.memory == "least":
-            return again(currents, spikes, given, self.spiking, list(self.parameters()))
-        return spikes(currents(given), True)
+            y, anew = conv_and_anew(self.conv, given, self.spiking)
+            if self.pool * self.pieces == 1:
+                return spikes(y, True, anew)
+            return again(spikes, y, anew, [*self.norm.parameters(), *self.neuron.parameters()])
+        linear = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
+        return spikes(fold(linear, given), True)
 
 
 class AvgPool(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spiketrain import functional, kernels
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Coefficient, Moments, Norm, Rule
+from spiketrain.kernels.leaky import Anew
 
 
 class Neuron(nn.Module, ABC):
@@ -93,9 +94,11 @@ class Leaky(Neuron, ABC):
             return kernels.affine_scan(x, affine, self._all_coefficients(), self.rule, steps, self.kernel)
         return kernels.scan(x, None, *self._all_coefficients(), self.rule, self.kernel, keep=False)[0]
 
-    def normed(self, x: Tensor, norm: Norm, steps: int) -> tuple[Tensor, Moments]:
-        """Spikes of the batch norm of x, from rest, and its statistics. x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times."""
-        spikes, _, found = kernels.norm_scan(x, None, norm, self._all_coefficients(), self.rule, steps, self.kernel, keep=False)
+    def normed(self, x: Tensor, norm: Norm, steps: int, anew: Anew | None = None) -> tuple[Tensor, Moments]:
+        """Spikes of the batch norm of x, from rest, and its statistics. x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times;
+        anew: how the backward pass makes it again, where x is used up instead of kept."""
+        coefficients = self._all_coefficients()
+        spikes, _, found = kernels.norm_scan(x, None, norm, coefficients, self.rule, steps, self.kernel, keep=False, anew=anew)
         return spikes, found
 
     def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,12 @@ A neuron-step in bfloat16 keeps its current (2 bytes, by `kernels`) and its spik
 
     "speed"   2 + 2 bytes: nothing is computed twice but potentials
     "bits"    2 + 1/8
-    "least"   1/8: convolution, norm and neuron run again in the backward pass (a third more of convolutions)
+    "least"   1/8: currents are made again in the backward pass (a third more of convolutions), and spikes and gradients take their place
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,19 +18,33 @@ from torch.autograd.graph import get_gradient_edge
 
 from spiketrain import kernels
 from spiketrain.kernels import conv
+from spiketrain.kernels.leaky import Anew
 
 MEMORY = ("speed", "bits", "least")
-Currents = Callable[[Tensor], Tensor]
 Rest = Callable[[Tensor, bool], Tensor]
 
 
+@dataclass(frozen=True)
+class Bits:
+    """Spikes `[N,C,H,W]` as bits."""
+
+    bits: Tensor
+    how: kernels.Packing
+
+    def images(self, first: int, last: int) -> Tensor:
+        """Spikes of some images again; where they are not all, of a multiple of eight numbers before and in them."""
+        like, each = self.how.like[first:last], self.how.like[:1].numel()
+        part = self.bits[first * each // 8 : -(-last * each // 8)]
+        return kernels.unpack(part, replace(self.how, like=like))
+
+
 class _Conv(torch.autograd.Function):
-    """A convolution by `kernels.conv`, forward and backward; of spikes, one bit each is kept where `bits`."""
+    """A convolution by `kernels.conv`, forward and backward. Its gradient keeps x, or bits where x is spikes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: bool) -> Tensor:
-        kept, ctx.how = kernels.pack(x) if bits else (x, None)
-        ctx.save_for_backward(weight, kept)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: Bits | None) -> Tensor:
+        ctx.how = bits and bits.how
+        ctx.save_for_backward(weight, bits.bits if bits else x)
         ctx.where = stride, padding
         return conv.forward(x, weight.to(x.dtype), stride, padding)
 
@@ -49,86 +64,82 @@ class _Conv(torch.autograd.Function):
         return by_x, by_weight, None, None, None
 
 
-def convolve(layer: nn.Conv2d, x: Tensor, bits: bool = False) -> Tensor:
-    """`layer` (no bias, no dilation, one group) of x `[N,C,H,W]` by `kernels.conv`; bits: x is spikes, of which one bit each is kept."""
-    out: Tensor = _Conv.apply(x, layer.weight, layer.stride[0], layer.padding[0], bits)
+def convolve(layer: nn.Conv2d, x: Tensor, bits: Bits | None = None) -> Tensor:
+    """`layer` (no bias, no dilation, one group) of x `[N,C,H,W]` by `kernels.conv`. bits: x's, where they shall be kept instead of it."""
+    out: Tensor = _Conv.apply(x, layer.weight, *_where(layer), bits)
     return out
 
 
+def _where(layer: nn.Conv2d) -> tuple[int, int]:
+    """Stride and padding."""
+    return layer.stride[0], int(layer.padding[0])
+
+
+def _bits(x: Tensor) -> Bits | None:
+    return Bits(*kernels.pack(x)) if torch.is_grad_enabled() and kernels.packs(x) else None
+
+
 def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor) -> Tensor:
-    """`layer` of spikes, which are kept for its gradient as bits where they can be."""
-    if not torch.is_grad_enabled() or not kernels.packs(spikes):
-        out: Tensor = layer(spikes)
-        return out
-    return convolve(layer, spikes, bits=True)
+    """`layer` of spikes `[N,C,H,W]`, which are kept for its gradient as bits where they can be."""
+    bits = _bits(spikes)
+    out: Tensor = layer(spikes) if bits is None else convolve(layer, spikes, bits)
+    return out
 
 
-class _Unpacked(torch.autograd.Function):
-    """Spikes of their bits, as a node of the graph that can be asked for a gradient without being kept."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, bits: Tensor, how: kernels.Packing) -> Tensor:
-        return kernels.unpack(bits, how)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
-        raise AssertionError("nobody asks for the gradient by bits")
+def conv_and_anew(layer: nn.Conv2d, x: Tensor, spiking: bool) -> tuple[Tensor, Anew]:
+    """`layer` of x `[T,B,C,H,W]` step by step, and how it is made again of what its gradient keeps: x, as bits where it is spikes."""
+    folded, steps = x.flatten(0, 1), x.shape[:2]
+    bits = _bits(folded) if spiking else None
+    if bits is None:
+        again = functools.partial(_of_kept, layer, steps, _autocast(x))
+        return layer(folded).unflatten(0, steps), Anew(folded, again)
+    return convolve(layer, folded, bits).unflatten(0, steps), Anew(bits.bits, functools.partial(_of_bits, layer, steps, bits.how))
 
 
-@contextlib.contextmanager
-def _kept_as_bits(x: Tensor, bits: Tensor, how: kernels.Packing) -> Iterator[None]:
-    """Whatever the graph keeps of x here it keeps as its bits, which are at hand."""
-    place = x.untyped_storage().data_ptr()
+def _of_kept(layer: nn.Conv2d, steps: torch.Size, autocast: Callable[[], torch.autocast], x: Tensor) -> Tensor:
+    with torch.no_grad(), autocast():
+        y: Tensor = layer(x).unflatten(0, steps)
+    return y
 
-    def pack(t: Tensor) -> Any:
-        return (t.shape, t.stride(), t.storage_offset()) if t.untyped_storage().data_ptr() == place else t
 
-    def unpack(kept: Any) -> Tensor:
-        return kept if isinstance(kept, Tensor) else kernels.unpack(bits, how).as_strided(*kept)
+def _of_bits(layer: nn.Conv2d, steps: torch.Size, how: kernels.Packing, bits: Tensor) -> Tensor:
+    weight, (stride, padding) = layer.weight.detach().to(how.like.dtype), _where(layer)
+    return conv.forward_of(Bits(bits, how).images, how.like, weight, stride, padding).unflatten(0, steps)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+
+def _autocast(x: Tensor) -> Callable[[], torch.autocast]:
+    """The setting of now, to be set again."""
+    device = x.device.type
+    return functools.partial(torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
 
 class _Again(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, currents: Currents, rest: Rest, x: Tensor, spiking: bool, *parameters: Tensor) -> Tensor:
-        ctx.currents, ctx.rest, ctx.parameters = currents, rest, parameters
-        kept, ctx.how = kernels.pack(x) if spiking and kernels.packs(x) else (x, None)
-        ctx.save_for_backward(kept)
-        device = x.device.type
-        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        return rest(currents(x), True)
+    def forward(ctx: Any, rest: Rest, y: Tensor, anew: Anew, *parameters: Tensor) -> Tensor:
+        ctx.rest, ctx.make, ctx.parameters, ctx.autocast = rest, anew.make, parameters, _autocast(y)
+        ctx.save_for_backward(anew.kept)
+        return rest(y, True)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Each tensor is let go of where it has been used last: of spikes, currents and their gradients three are alive at most."""
-        (kept,), how = ctx.saved_tensors, ctx.how
-        device, dtype, enabled = ctx.autocast
-        with torch.enable_grad(), torch.autocast(device, dtype, enabled):
-            if how is None:
-                x = kept.detach().requires_grad_(ctx.needs_input_grad[2])
-                y = ctx.currents(x)
-            else:
-                x = _Unpacked.apply(torch.zeros((), device=device, requires_grad=ctx.needs_input_grad[2]), kept, how)
-                with _kept_as_bits(x, kept, how):
-                    y = ctx.currents(x)
-            wanted = [get_gradient_edge(t) if t.requires_grad else None for t in (x, *ctx.parameters)]
-            del x, kept
+        """Nothing is held here while the gradient is computed: each tensor goes where it has been used last."""
+        y = ctx.make(*ctx.saved_tensors).requires_grad_(ctx.needs_input_grad[1])
+        with torch.enable_grad(), ctx.autocast():
             out = get_gradient_edge(ctx.rest(y, False))
-            del y
+        wanted = [get_gradient_edge(t) if t.requires_grad else None for t in (y, *ctx.parameters)]
+        del y
         found = iter(torch.autograd.grad(out, [t for t in wanted if t is not None], grads[0]))
         by = [None if t is None else next(found) for t in wanted]
-        return None, None, by[0], None, *by[1:]
+        return None, by[0], None, *by[1:]
 
 
-def again(currents: Currents, rest: Rest, x: Tensor, spiking: bool, parameters: list[nn.Parameter]) -> Tensor:
-    """`rest(currents(x), True)`, of which nothing but x is kept (as bits where it is spikes): the backward pass computes it again.
+def again(rest: Rest, y: Tensor, anew: Anew, parameters: list[nn.Parameter]) -> Tensor:
+    """`rest(y, True)`, for which nothing is kept but what makes y anew: the backward pass computes it again.
 
     The flag of `rest` says whether it is the first time: running statistics are updated then only.
     """
     if not torch.is_grad_enabled():
-        return rest(currents(x), True)
-    out: Tensor = _Again.apply(currents, rest, x, spiking, *parameters)
+        return rest(y, True)
+    out: Tensor = _Again.apply(rest, y, anew, *parameters)
     return out

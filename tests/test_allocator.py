@@ -39,7 +39,7 @@ spikes = (torch.rand(256, 64, 32, 32) < 0.2).bfloat16().contiguous(memory_format
 grad = torch.ones_like(spikes)
 def step():
     with torch.autocast("cpu", torch.bfloat16):
-        out = block(spikes)
+        out = torch.autograd.graph.get_gradient_edge(block(spikes))  # which no one holds then, as in a network
     torch.autograd.grad(out, [spikes, *(p for p in block.parameters() if p.requires_grad)], grad)
 step()
 print(grown_mb(step) * 1e6 / (spikes.numel() * 2))
@@ -64,6 +64,7 @@ def test_memory_is_kept_or_given_back():
 def test_of_a_layer_no_more_is_alive_than_must_be(memory):
     """In tensors of a layer's size: spikes that come out, currents, and the gradients by currents and by spikes that go in.
 
-    The incoming gradient and spikes are there before. With `least` currents are made anew when spikes are gone, and go before the last.
+    The incoming gradient and spikes are there before. With `least` spikes take the place of currents; currents are made anew, and their
+    gradient takes their place, when spikes are gone.
     """
-    assert figure(LAYER, memory) < 3.5
+    assert figure(LAYER, memory) < 2.5

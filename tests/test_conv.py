@@ -261,6 +261,22 @@ def test_forward_and_backward_are_torchs_whichever_way_is_taken(shape, dtype, st
     assert found[0].dtype is found[1].dtype is dtype
 
 
+@pytest.mark.parametrize("shape", [(40, 64, 80, 8, 9), (40, 16, 32, 5, 5), (40, 256, 512, 3, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_of_images_that_are_made_as_they_are_needed_values_are_the_same(shape, dtype, monkeypatch):
+    x, weight = pair(*shape, dtype)
+    monkeypatch.setattr(conv, "PART", 17 * x[0].numel() * x.element_size())  # 17 images; 16 is a multiple of eight
+    asked = []
+
+    def images(first, last):
+        asked.append((first, last))
+        return x[first:last]
+
+    assert torch.equal(conv.forward_of(images, torch.empty_like(x, device="meta"), weight), conv.forward(x, weight))
+    ours = conv.winograd.forward_pays(x[:16], shape[2])
+    assert asked == [(0, 16), (16, 32), (32, 40)] if ours else asked == [(0, 16), (0, 40)]
+
+
 def taken(layer, x):
     """Whether a layer's convolution went through `conv`."""
     return type(layer(x.requires_grad_()).grad_fn).__name__ == "_ConvBackward"

@@ -9,6 +9,7 @@ from spiketrain import functional, kernels
 from spiketrain.errors import UserError
 from spiketrain.functional import Rule
 from spiketrain.kernels import cpp, native
+from spiketrain.kernels.leaky import Anew
 
 compiler = pytest.mark.skipif(not native.available(Rule(), torch.float32), reason="no C++ compiler on this machine")
 SHAPES = {"vector": (3, 7), "image": (2, 5, 3, 3)}
@@ -160,6 +161,27 @@ def test_norm_and_neuron_together_equal_the_reference(case, monkeypatch):
             if theirs.dim() == 0:  # one coefficient for all: a sum of thousands of terms, and where they cancel their rounding counts more
                 bound *= 3
             torch.testing.assert_close(ours / size, theirs / size, rtol=0, atol=bound)
+
+
+@compiler
+@pytest.mark.parametrize("case", NORMED, ids=lambda c: "-".join(str(part) for part in c))
+def test_currents_that_are_used_up_and_made_anew_change_no_bit(case):
+    shape, steps, dtype, layout, norm, channels = case
+    x = inputs(shape[0], shape[1:], dtype, layout) * 2 + 3
+    rule = Rule("atan", "soft", False) if channels else Rule()
+    addresses = []
+
+    def used_up(x, *rest):
+        y = x.clone()
+        found = kernels.norm_scan(y, *rest, "compiled", anew=Anew(x.detach().clone(), torch.clone))
+        addresses.extend([y.data_ptr(), found[0].data_ptr()])
+        return found
+
+    kept = normed(lambda *a: kernels.norm_scan(*a, "compiled"), x, steps, rule, norm, channels)
+    made = normed(used_up, x, steps, rule, norm, channels)
+    assert torch.equal(kept[0], made[0]) and 0.05 < float(made[0].float().mean()) < 0.95
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(kept[2], made[2], strict=True))
+    assert (addresses[0] == addresses[1]) == (len(x) == steps)  # where no step is seen twice
 
 
 @compiler

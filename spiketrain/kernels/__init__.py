@@ -25,6 +25,7 @@ from spiketrain import functional
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Coefficient, Moments, Norm, Rule
 from spiketrain.kernels import cpp, leaky, native
+from spiketrain.kernels.leaky import Anew
 
 KERNELS = ("auto", "reference", "compiled", "triton")
 WORTH_COMPILING = 1 << 15
@@ -92,12 +93,13 @@ def scan(
 
 
 def norm_scan(
-    x: Tensor, v: Tensor | None, norm: Norm, coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto", keep: bool = True
-) -> tuple[Tensor, Tensor | None, Moments]:
-    """`functional.norm_scan` by the kernel of that name."""
+    x: Tensor, v: Tensor | None, norm: Norm, coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto", keep: bool = True,
+    anew: Anew | None = None,
+) -> tuple[Tensor, Tensor | None, Moments]:  # fmt: skip
+    """`functional.norm_scan` by the kernel of that name. anew: of an x that is not to be kept (the reference keeps more anyway)."""
     if (chosen := choose(kernel, x, rule)) == "reference":
         return functional.norm_scan(x, v, norm, *coefficients, rule, steps)
-    spikes, last, found = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep)
+    spikes, last, found = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep, anew)
     assert found is not None
     return spikes, last, found
 

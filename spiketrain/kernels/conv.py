@@ -13,6 +13,8 @@ from torch import Tensor
 from spiketrain.kernels import products, winograd
 
 LAST = torch.channels_last
+PART = 16 << 20
+"""Bytes of x that `forward_of` has made at a time: enough for each part to be as fast as the whole."""
 Way = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,6 +52,26 @@ def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Ten
     """`F.conv2d(x, weight, None, stride, padding)` by whichever way is fastest. No gradient goes through it."""
     way = _forward_by(x, len(weight), stride) if _ours(x, weight, stride, padding) else None
     return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
+
+
+def forward_of(images: Callable[[int, int], Tensor], like: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
+    """`forward` of an x that is not there, but images(first, last) makes those of its images; the same values.
+
+    like: of x's shape, dtype and layout, without memory. Where the way of the convolution takes images one by one, so are they made,
+    at multiples of eight: then there is never more than a part of x.
+    """
+    n = len(like)
+    size = max(8, PART // max(1, like[:1].numel() * like.element_size()) // 8 * 8)
+    part = images(0, min(size, n))
+    if size >= n:
+        return forward(part, weight, stride, padding)
+    if not _ours(part, weight, stride, padding) or _forward_by(part, len(weight), stride) is not winograd.forward:
+        del part
+        return forward(images(0, n), weight, stride, padding)
+    y = torch.empty((n, len(weight), *like.shape[2:]), dtype=like.dtype, memory_format=LAST)
+    for first in range(0, n, size):
+        winograd.forward(part if first == 0 else images(first, min(first + size, n)), weight, y[first : first + size])
+    return y
 
 
 def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:

@@ -26,6 +26,9 @@ LONGEST = 16
 PIECE = 8
 """Steps unrolled of a longer sequence; the backward pass has one potential in PIECE in memory while it runs."""
 
+OVER = False
+"""Results do not take the place of what they are made from, as kernels run several times where block sizes are chosen."""
+
 Affine = tuple[Tensor, Tensor]
 Needs = tuple[bool, bool, bool, bool]
 """Whether decay, gain, threshold and alpha want a gradient."""

@@ -1,7 +1,7 @@
 """The leaky scan, with or without a batch norm before it, as passes over memory: spikes forward, and the adjoint with u computed again.
 
-What is kept for the backward pass is the input x (and the coefficients). With y = x, or y = scale·x + shift behind a norm, and λ
-the gradient by v, from the last step to the first:
+What is kept for the backward pass is the input x, or what makes x again (`Anew`), and the coefficients. With y = x, or
+y = scale·x + shift behind a norm, and λ the gradient by v, from the last step to the first:
 
     hard reset:  e[t] = ∂s[t] − λ·u[t]          λu = λ·(1 − s[t])
     soft reset:  e[t] = ∂s[t] − λ·threshold     λu = λ            ∂threshold −= λ·s[t]
@@ -21,6 +21,7 @@ channels-last costs no copy; a neuron without numbers per channel is `[T,1,1,N]`
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -59,6 +60,17 @@ class Layout:
         return y.view(-1, *self.sizes).permute(0, *(1 + self.order.index(d) for d in range(1, len(self.order) + 1)))
 
 
+@dataclass(frozen=True)
+class Anew:
+    """How the backward pass comes by a sequence x that nobody keeps: x = make(kept), with the same values and layout.
+
+    Such an x is used up: where the passes can do that, spikes take its place in memory, and in the backward pass its gradient does.
+    """
+
+    kept: Tensor
+    make: Callable[[Tensor], Tensor]
+
+
 Scanned = tuple[Tensor, Tensor | None, Moments | None]
 """Spikes, the potential after the last step where it was asked for, and the norm's statistics where there is one."""
 
@@ -66,17 +78,19 @@ Scanned = tuple[Tensor, Tensor | None, Moments | None]
 class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, passes: ModuleType, x: Tensor, steps: int, v: Tensor | None, keep: bool, rule: Rule, norm: Norm | None,
+        ctx: Any, passes: ModuleType, x: Tensor, anew: Anew | None, steps: int, v: Tensor | None, keep: bool, rule: Rule, norm: Norm | None,
         weight: Tensor | None, bias: Tensor | None, *coefficients: Coefficient,
     ) -> tuple[Any, ...]:  # fmt: skip
         layout = Layout.of(x, norm is not None or any(isinstance(c, Tensor) and c.dim() == 1 for c in coefficients))
-        flat, wide = layout.flat(x), widen(x[:0]).dtype
+        flat, wide = layout.flat(x.detach()), widen(x[:0]).dtype
         found = None if norm is None else _moments(passes, flat, norm, rule)
         affine = None if found is None or norm is None else _in(wide, *line(found, norm))
         values = tuple(_tensor(c, x.device, wide) for c in coefficients)
         rest = None if v is None else layout.flat(v[None].to(wide))[0].contiguous()
-        spikes, last = passes.forward(flat.expand(steps, *flat.shape[1:]), rest, affine, values, rule, keep)
-        ctx.save_for_backward(x, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
+        ctx.over = {"over": True} if anew and passes.OVER and len(x) == steps else {}
+        spikes, last = passes.forward(flat.expand(steps, *flat.shape[1:]), rest, affine, values, rule, keep, **ctx.over)
+        ctx.make = anew and anew.make
+        ctx.save_for_backward(anew.kept if anew else x, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
         ctx.passes, ctx.layout, ctx.steps, ctx.rule, ctx.norm = passes, layout, steps, rule, norm
         ctx.found, ctx.affine, ctx.values = found, affine, values
         return layout.back(spikes), None if last is None else layout.back(last[None])[0], found
@@ -86,6 +100,8 @@ class _Fire(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         (x, rest, *tensors), layout, norm = ctx.saved_tensors, ctx.layout, ctx.norm
         assert grads[0] is not None
+        if ctx.make is not None:
+            x = ctx.make(x)
         flat = layout.flat(x)
         grad_s = layout.flat(grads[0].to(x.dtype)).contiguous()
         grad_v = None if grads[1] is None else layout.flat(grads[1][None])[0].contiguous()
@@ -95,13 +111,13 @@ class _Fire(torch.autograd.Function):
             shared = norm.total, ctx.found.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ())
         gx, gv, by_weight, by_bias, sums = ctx.passes.backward(
             flat.expand(ctx.steps, *flat.shape[1:]), rest, grad_s, grad_v, ctx.affine, stats, ctx.values, ctx.rule,
-            ctx.needs_input_grad[9:], *shared,
+            ctx.needs_input_grad[10:], *shared, **ctx.over,
         )  # fmt: skip
         if norm is not None:
             by_weight, by_bias = (g.sum_to_size(w.shape).to(w.dtype) for g, w in ((by_weight, norm.weight), (by_bias, norm.bias)))
         by_v = None if gv is None else layout.back(gv[None])[0]
         by_coefficient = [None if g is None else g.sum_to_size(c.shape).to(c.dtype) for g, c in zip(sums, tensors, strict=True)]
-        return None, layout.back(gx), None, by_v, None, None, None, by_weight, by_bias, *by_coefficient
+        return None, layout.back(gx), None, None, by_v, None, None, None, by_weight, by_bias, *by_coefficient
 
 
 def _tensor(c: Coefficient, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -120,16 +136,16 @@ def _moments(passes: ModuleType, flat: Tensor, norm: Norm, rule: Rule) -> Moment
 
 def scan(
     passes: ModuleType, x: Tensor, v: Tensor | None, norm: Norm | None, coefficients: tuple[Coefficient, ...], rule: Rule, steps: int,
-    keep: bool,
+    keep: bool, anew: Anew | None = None,
 ) -> Scanned:  # fmt: skip
-    """Twin of `functional.scan` and `norm_scan` by the passes of a module; keeps x alone for the backward pass.
+    """Twin of `functional.scan` and `norm_scan` by the passes of a module; keeps x alone (or what anew does) for the backward pass.
 
     x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times; keep: whether the potential after the last step is wanted.
     """
     for c in coefficients:
         per_channel(c, x[0])  # raises where a coefficient does not fit
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-    spikes, last, found = _Fire.apply(passes, x, steps, v, keep, rule, norm, weight, bias, *coefficients)
+    spikes, last, found = _Fire.apply(passes, x, anew, steps, v, keep, rule, norm, weight, bias, *coefficients)
     return spikes, last, found
 
 

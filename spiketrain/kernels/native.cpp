@@ -118,6 +118,12 @@ template <bool FULL, class E> inline void store(V x, E* to, int m) {
     std::memcpy(to, padded, sizeof(E) * std::max(m, 0));
 }
 
+inline V rounded(V x) {  // as a result is
+    ELEMENT narrow[L];
+    store(x, narrow);
+    return load(narrow);
+}
+
 inline V absolute(V x) { return x < 0 ? -x : x; }
 
 inline V inverse(V x) {  // 1/x; with an approximation and one step of Newton's, within a rounding or two, it is twice as fast
@@ -430,7 +436,7 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last
         ELEMENT* const out = spikes;
         A* const last = v_last;
         const i64 T = s.T;
-        const bool past = s.past(out);
+        const bool past = out != a.x && s.past(out);
         through(groups, begin, end, [=, &a, &s](const Group& group, auto full) {
             Layer<full.value, LINE> b(s, a, group);
             for (i64 block = 0; block < group.blocks; block++) {
@@ -458,11 +464,13 @@ struct Back {
     const ELEMENT* grad_s;
     const A *grad_v, *mean;    // grad_v: by the last potential, or null; mean: [S,C], for norm_sums
     const A* line[3];               // gx = line[0]·gy + line[1]·x + line[2], [S,C]; null: gx = gy
-    ELEMENT* gx;                    // null: sums only; with norm_sums gy, for through_norm
+    ELEMENT* gx;                    // null: sums only; with norm_sums gy, for through_norm; it may be x, of which it takes the place
     A* gv;                     // by the first potential, or null
     double* coefficient_sums;  // [4,C] for decay, gain, threshold, alpha, or null
     double* norm_sums;         // [S,2,C]: Σgy and Σgy·(x − mean), or null
 };
+
+inline V through_line(V gy, V x, V scale, V slope, V shift) { return scale * gy + (slope * x + shift); }
 
 // What is asked for is a parameter of the template, so that what is not leaves no trace in the loops.
 template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
@@ -470,14 +478,14 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
     const Shape& s;
     const Arguments& a;
     const Back to;
-    const bool constant, past;
+    const bool constant, over, past;  // over: gx takes the place of x
     Sums sums;
     std::vector<V> potentials;
 
   public:
     Backward(const Shape& s, const Arguments& a, const Back& to)
-        : s(s), a(a), to(to), constant(a.x_step == 0 && s.T > 1), past(to.gx && !constant && s.past(to.gx)), sums(s, (COEFFICIENTS ? 4 : 0) + (NORMS ? int(2 * a.S) : 0)),
-          potentials(s.T * K) {}
+        : s(s), a(a), to(to), constant(a.x_step == 0 && s.T > 1), over(to.gx == a.x), past(to.gx && !constant && !over && s.past(to.gx)),
+          sums(s, (COEFFICIENTS ? 4 : 0) + (NORMS ? int(2 * a.S) : 0)), potentials(s.T * K) {}
 
     std::vector<double> run(const Groups& groups, i64 begin, i64 end) {
         through(groups, begin, end, [&](const Group& group, auto full) {
@@ -546,7 +554,9 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
                     g = whole[k] += LINE && b.per_step ? line.factor[0][k] * gy : gy;
                     if (t > 0) continue;
                 }
-                if (LINE) {
+                if (LINE && over) {
+                    g = through_line(rounded(gy), b.input(t, k), line.factor[0][k], line.factor[1][k], line.factor[2][k]);
+                } else if (LINE) {
                     if (!(constant && b.per_step)) g = line.factor[0][k] * g;
                     g = g + line.factor[1][k] * b.input(t, k) + line.factor[2][k];
                 }
@@ -596,7 +606,7 @@ void through_norm(const ELEMENT* x, ELEMENT* gx, const A* const* line, i64 S, co
 #pragma GCC unroll 2
                     for (int k = 0; k < K; k++) {
                         const V gy = r.get(gx + t * r.step, k);
-                        r.put(factor[0][k] * gy + (factor[1][k] * r.get(x + t * r.step, k) + factor[2][k]), gx + t * r.step, k);
+                        r.put(through_line(gy, r.get(x + t * r.step, k), factor[0][k], factor[1][k], factor[2][k]), gx + t * r.step, k);
                     }
                 }
             }

@@ -18,6 +18,9 @@ from spiketrain.kernels.cpp import ELEMENTS
 BLOCK = 32
 """Elements of a block in `native.cpp`."""
 
+OVER = True
+"""Spikes can take the place of currents in memory, and gradients by currents too (`over` of `forward` and `backward`)."""
+
 Affine = tuple[Tensor, Tensor]
 """scale and shift, or mean and rstd, `[S,C]`."""
 
@@ -131,14 +134,15 @@ def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
 
 
 def forward(
-    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True
+    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True, over: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Spikes `[T,P,C,Q]` in x's dtype and, to `keep`, the last potential `[P,C,Q]`, of y = scale·x + shift, or y = x.
 
     x may have a stride of 0 along time. affine: scale and shift `[S,C]`; coefficients: decay, gain, threshold, alpha, `[1]` or `[C]`.
+    over: spikes take the place of x, which is not the same at every step.
     """
     rows = _Rows(x)
-    spikes = x.new_empty(x.shape)
+    spikes = x if over else x.new_empty(x.shape)
     last = x.new_empty(x.shape[1:], dtype=coefficients[0].dtype) if keep else None
     given = _Given(rows, x, v, affine, coefficients)
     library(rule, x.dtype).spike_forward(ctypes.byref(given.arguments), _p(spikes), _p(last), *given.sizes)
@@ -148,7 +152,7 @@ def forward(
 def backward(
     x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
     coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
-    weight: Tensor | None = None,
+    weight: Tensor | None = None, over: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
     """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias (`[S,C]`, to be added up), and
     the coefficients `[C]`.
@@ -156,13 +160,14 @@ def backward(
     stats: mean and rstd `[S,C]` where the affine is a norm by the statistics of x, `count` numbers behind each (0: those that
     are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own. Between
     the pass for the norm's sums and the one that uses them the gradient by y waits in gx, rounded to x's dtype, as where norm and neuron
-    are two layers; where x is the same at every step it is computed twice instead.
+    are two layers; where x is the same at every step, or the gradient by x is to take its place (over), it is computed twice instead.
     """
     rows = _Rows(x)
     given = _Given(rows, x, v, affine, coefficients)
     run = library(rule, x.dtype).spike_backward
     constant = len(x) > 1 and x.stride(0) == 0
-    gx = x.new_empty((1, *x.shape[1:]) if constant else x.shape)
+    twice = constant or over
+    gx = x if over else x.new_empty((1, *x.shape[1:]) if constant else x.shape)
     gv = None if v is None else torch.empty_like(v)
     learned = torch.empty(4, rows.shape[1], dtype=torch.float64) if any(needs) else None
     line: tuple[Tensor, ...] = ()
@@ -171,7 +176,7 @@ def backward(
     if stats is not None and affine is not None:
         norms = torch.empty(len(affine[0]), 2, rows.shape[1], dtype=torch.float64)
         mean = rows.spread(stats[0].expand_as(affine[0]))
-        first = _back(grad_s, grad_v, mean, (), None if constant else gx, None if constant else gv, learned, norms)
+        first = _back(grad_s, grad_v, mean, (), None if twice else gx, None if twice else gv, learned, norms)
         run(ctypes.byref(given.arguments), ctypes.byref(first), *given.sizes)
         sums = rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
         ours = torch.stack([sums[:, 0], sums[:, 1] * stats[1]])
@@ -180,7 +185,7 @@ def backward(
         means = (shared if total is None else total(shared)) / (count or x[: 1 if constant else None].numel() / x.shape[2] / len(stats[0]))
         slope, shift = _through_norm(means[0], means[1], affine[0] if weight is None else stats[1], stats)
         line = tuple(rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
-    if line and not constant:
+    if line and not twice:
         steps = ctypes.c_int64(len(line[0]))
         library(rule, x.dtype).spike_through_norm(_p(x), _p(gx), *map(_p, line), steps, *given.sizes)
     else:

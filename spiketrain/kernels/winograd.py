@@ -124,22 +124,29 @@ def _of(dtype: torch.dtype) -> tuple[Form, ctypes.CDLL]:
     return FORMS[dtype], library
 
 
-def _convolve(x: Tensor, weight: Tensor, outputs: int, steps: tuple[int, int, int]) -> Tensor:
-    """y `[N,K,H,W]`; weight: of which the first element is the first tap of the first weight; steps: see `winograd_weights`."""
+def _convolve(x: Tensor, weight: Tensor, outputs: int, steps: tuple[int, int, int], y: Tensor | None = None) -> Tensor:
+    """y `[N,K,H,W]`, which is filled if it is given.
+
+    weight: of which the first element is the first tap of the first weight; steps: see `winograd_weights`.
+    """
     (n, c, h, w), threads = x.shape, torch.get_num_threads()
     form, library = _of(x.dtype)
     u = torch.empty(PLACES * c * outputs * form.size + 4 * outputs, dtype=torch.uint8)
     library.winograd_weights(*_p(weight, u), *_sizes(outputs, c, *steps), threads)
-    y = torch.empty((n, outputs, h, w), dtype=x.dtype, memory_format=LAST)
+    if y is None:
+        y = torch.empty((n, outputs, h, w), dtype=x.dtype, memory_format=LAST)
     library.winograd_forward(*_p(x, u, y), *_sizes(n, h, w, c, outputs, form.block(0, c * outputs)), threads)
     return y
 
 
-def forward(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.conv2d(x, weight, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, both of one dtype and channels last."""
+def forward(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """`F.conv2d(x, weight, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, both of one dtype and channels last.
+
+    out: where it is to be. An image's values are the same whatever others are in x.
+    """
     weight = weight.contiguous(memory_format=LAST)
     k, c = weight.shape[:2]
-    return _convolve(x, weight, k, (9 * c, 1, c))
+    return _convolve(x, weight, k, (9 * c, 1, c), out)
 
 
 def by_input(grad: Tensor, weight: Tensor) -> Tensor:

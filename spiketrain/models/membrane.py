@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spiketrain.layers import BatchNorm, Conv3x3, ConvBlock, NormSpec, Readout, fold, once
 from spiketrain.models.network import Plan
 from spiketrain.neurons import Neuron
-from spiketrain.saving import again, conv_of_spikes
+from spiketrain.saving import again, conv_and_anew, conv_of_spikes
 
 
 class ConvNorm(nn.Module):
@@ -33,19 +33,17 @@ class ConvNorm(nn.Module):
         self.pooled, self.spiking, self.memory = pooled, spiking, memory
 
     def forward(self, x: Tensor) -> Tensor:
-        def currents(x: Tensor) -> Tensor:
-            return fold(convolve, x)
-
         def normed(y: Tensor, first: bool) -> Tensor:
             y = y.expand(steps, *y.shape[1:])
             z = (self.norm(y) if first else self.norm.again(y)).to(y.dtype)
             return fold(lambda current: F.max_pool2d(current, 3, 2, 1), z) if self.pooled else z
 
         steps, given = len(x), once(x)
-        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         if self.memory == "least":
-            return again(currents, normed, given, self.spiking, list(self.parameters()))
-        return normed(currents(given), True)
+            y, anew = conv_and_anew(self.conv, given, self.spiking)
+            return again(normed, y, anew, list(self.norm.parameters()))
+        convolve = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
+        return normed(fold(convolve, given), True)
 
 
 class Block(nn.Module):
