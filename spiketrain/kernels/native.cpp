@@ -2,7 +2,8 @@
 //
 // Compiled once for each rule and dtype: SURROGATE (its number in native.py), HARD, DETACH, STRICT, THROUGH and ELEMENT are macros.
 // Tensors are [T,P,C,Q]. A "row" is what lies contiguous in memory: C channels where Q = 1, else the Q places of one channel.
-// A row is cut into blocks of K vectors; a block goes through all T steps while its potentials and gradients are in registers.
+// A row is cut into blocks of two vectors, which hide each other's latency; a block goes through all T steps while its potentials and
+// gradients are in registers.
 // Blocks are dealt to the threads in fixed portions, so that sums are added in the same order each time.
 // Built without contraction: u = decay*v + gain*y is rounded twice, as plain torch does it; else spikes would differ from it.
 
@@ -17,10 +18,12 @@
 #include <immintrin.h>
 #endif
 
+// What is done for each block. A call would cost as much as the work, and what is passed by address would stay in memory.
+#define INLINE __attribute__((always_inline)) inline
+
 namespace {
 
 typedef int64_t i64;
-const int K = 2;  // vectors of a block: two chains of operations hide each other's latency
 
 struct bf16 {
     uint16_t bits;
@@ -49,7 +52,7 @@ template <> struct Wide<double> {
 typedef Wide<ELEMENT>::type A;  // potentials, coefficients and sums of a block
 typedef Vector<A>::type V;
 typedef Vector<A>::mask Mask;
-const int L = Vector<A>::lanes, BLOCK = K * L;
+const int L = Vector<A>::lanes, BLOCK = 2 * L;
 
 typedef uint16_t Half __attribute__((vector_size(32)));
 typedef uint32_t Word __attribute__((vector_size(64)));
@@ -64,9 +67,13 @@ inline V load(const A* from) {
 inline void store(V x, A* to) { std::memcpy(to, &x, sizeof(V)); }
 
 inline V load(const bf16* from) {
+#ifdef __AVX512F__  // GCC 12 makes five operations of the conversion below
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
+#else
     Half x;
     std::memcpy(&x, from, sizeof(Half));
     return (V)(__builtin_convertvector(x, Word) << 16);
+#endif
 }
 inline void store(Vector<float>::type x, bf16* to) {  // to the nearest, ties to even
 #ifdef __AVX512BF16__
@@ -118,19 +125,56 @@ template <bool FULL, class E> inline void store(V x, E* to, int m) {
     std::memcpy(to, padded, sizeof(E) * std::max(m, 0));
 }
 
-inline V rounded(V x) {  // as a result is
-    ELEMENT narrow[L];
-    store(x, narrow);
-    return load(narrow);
+// ---- a block: two vectors. Members and no array, since the compiler keeps arrays in memory ----
+
+template <class T> struct Two {
+    T lo, hi;
+};
+typedef Two<V> Pair;
+
+template <class F, class... P> INLINE auto both(F f, P... p) { return Two<decltype(f(p.lo...))>{f(p.lo...), f(p.hi...)}; }
+INLINE Pair operator+(Pair a, Pair b) { return {a.lo + b.lo, a.hi + b.hi}; }
+INLINE Pair operator-(Pair a, Pair b) { return {a.lo - b.lo, a.hi - b.hi}; }
+INLINE Pair operator*(Pair a, Pair b) { return {a.lo * b.lo, a.hi * b.hi}; }
+INLINE Pair operator-(Pair a) { return {-a.lo, -a.hi}; }
+INLINE Pair choose(Two<Mask> yes, Pair a, Pair b) { return {yes.lo ? a.lo : b.lo, yes.hi ? a.hi : b.hi}; }
+INLINE Pair twice(V x) { return {x, x}; }
+
+#ifdef __AVX512BF16__
+template <class P> INLINE __m512i narrow(P x) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)x.hi, (__m512)x.lo); }
+#endif
+
+// the first m elements
+template <bool FULL, class E> INLINE Pair load_two(const E* from, int m) { return {load<FULL>(from, m), load<FULL>(from + L, m - L)}; }
+template <bool FULL, class E> INLINE void store_two(Pair x, E* to, int m) {
+#ifdef __AVX512BF16__  // which rounds two vectors at once
+    if constexpr (FULL && sizeof(E) == 2) return _mm512_storeu_si512(to, narrow(x));
+#endif
+    store<FULL>(x.lo, to, m);
+    store<FULL>(x.hi, to + L, m - L);
+}
+template <class E> INLINE void stream_two(Pair x, E* to) {
+#ifdef __AVX512BF16__
+    if constexpr (sizeof(E) == 2) return _mm512_stream_si512((__m512i*)to, narrow(x));
+#endif
+    stream(x.lo, to);
+    stream(x.hi, to + L);
+}
+INLINE Pair rounded(Pair x) {  // as a result is
+    ELEMENT narrow[BLOCK];
+    store_two<true>(x, narrow, BLOCK);
+    return load_two<true>(narrow, BLOCK);
 }
 
 inline V absolute(V x) { return x < 0 ? -x : x; }
 
-inline V inverse(V x) {  // 1/x; with an approximation and one step of Newton's, within a rounding or two, it is twice as fast
+// 1/x. An approximation of 14 bits is enough for results of eight; with one step of Newton's it is within a rounding or two of float32, and
+// twice as fast as a division.
+inline V inverse(V x) {
 #if defined(__AVX512F__)
     if (sizeof(A) == 4) {
         const V y = (V)_mm512_rcp14_ps((__m512)x);
-        return y * (2 - x * y);
+        return sizeof(ELEMENT) == 2 ? y : y * (2 - x * y);
     }
 #endif
     return 1 / x;
@@ -159,33 +203,39 @@ inline Vector<double>::type exponential(Vector<double>::type x) {
     return x;
 }
 
-// slope of the surrogate at x = u - threshold, and the derivative by alpha of its primitive (functional.SURROGATES)
-inline V slope(V x, V a) {
+// the slope of the surrogate at x = u - threshold, and the derivative by alpha of its primitive (functional.SURROGATES)
+struct Slope {
+    const Pair alpha, factor, height;  // what is the same at every step
+    INLINE explicit Slope(Pair a) : alpha(a), factor(twice(all(A(M_PI / 2))) * a), height(twice(all(A(0.5))) * a) {}
+    INLINE Pair operator()(Pair x) const { return both(at, x, alpha, factor, height); }
+
+    static INLINE V at(V x, V a, V factor, V height) {
 #if SURROGATE == 0  // atan
-    const V y = A(M_PI / 2) * a * x;
-    return A(0.5) * a * inverse(1 + y * y);
+        const V y = factor * x;
+        return height * inverse(1 + y * y);
 #elif SURROGATE == 1  // qgate
-    const V y = a - a * a * absolute(x);
-    return y > 0 ? y : V{};
+        const V y = a - a * a * absolute(x);
+        return y > 0 ? y : V{};
 #elif SURROGATE == 2  // gate
-    return absolute(x) * a < 1 ? all(1) : V{};
+        return absolute(x) * a < 1 ? all(1) : V{};
 #elif SURROGATE == 3  // sigmoid
-    const V y = inverse(1 + exponential(-a * x));
-    return a * y * (1 - y);
+        const V y = inverse(1 + exponential(-a * x));
+        return a * y * (1 - y);
 #elif SURROGATE == 4  // straight_through
-    return a;
+        return a;
 #elif SURROGATE == 5  // relu
-    return x > 0 ? a : V{};
+        return x > 0 ? a : V{};
 #elif SURROGATE == 6  // triangle
-    const V y = 1 - a * absolute(x);
-    return y > 0 ? y : V{};
+        const V y = 1 - a * absolute(x);
+        return y > 0 ? y : V{};
 #elif SURROGATE == 7  // rectangle
-    return 2 * a * absolute(x) < 1 ? a : V{};
+        return 2 * a * absolute(x) < 1 ? a : V{};
 #elif SURROGATE == 8  // superspike
-    const V y = 1 + a * absolute(x);
-    return inverse(y * y);
+        const V y = 1 + a * absolute(x);
+        return inverse(y * y);
 #endif
-}
+    }
+};
 inline V alpha_slope(V x, V a) {
 #if SURROGATE == 0
     const V y = A(M_PI / 2) * a * x;
@@ -258,9 +308,9 @@ class Sums {
     std::vector<double> total;
     Sums(const Shape& shape, int kinds) : s(shape), kinds(kinds), part(kinds * width(), A(0)), total(kinds * shape.C, 0.0) {}
     i64 width() const { return s.Q == 1 ? (s.C + BLOCK - 1) / BLOCK * BLOCK : BLOCK; }
-    void add(int kind, i64 channel, int k, V x) {  // lanes behind the end of a row are zero
-        A* to = part.data() + kind * width() + (s.Q == 1 ? channel : 0) + k * L;
-        store(load(to) + x, to);
+    INLINE void add(int kind, i64 channel, Pair x) {  // lanes behind the end of a row are zero
+        A* const to = part.data() + kind * width() + (s.Q == 1 ? channel : 0);
+        store_two<true>(load_two<true>(to, BLOCK) + x, to, BLOCK);
     }
     void begins(const Group& group) {
         if (filled > 2048 || (s.Q > 1 && group.channel != channel)) flush();
@@ -312,24 +362,22 @@ template <bool FULL> struct Reach {
 
     Reach(const Shape& s, const Group& group)
         : group(group), channels(s.C), step(s.step()), lined(s.Q == 1), at(group.at - BLOCK), channel(group.channel - BLOCK) {}
-    void enter() {
+    INLINE void enter() {
         at += BLOCK;
         channel = !lined ? group.channel : channel + BLOCK >= channels ? 0 : channel + BLOCK;
     }
-    int left(int k) const { return group.length - k * L; }
-    template <class E> V get(const E* from, int k) const { return load<FULL>(from + at + k * L, left(k)); }
-    template <class E> void put(V x, E* to, int k) const { store<FULL>(x, to + at + k * L, left(k)); }
-    template <class E> void put(V x, E* to, int k, bool past) const {
-        if (FULL && past) return stream(x, to + at + k * L);
-        put(x, to, k);
+    template <class E> INLINE Pair get(const E* from) const { return load_two<FULL>(from + at, group.length); }
+    template <class E> INLINE void put(Pair x, E* to, bool past = false) const {
+        if (FULL && past) return stream_two(x, to + at);
+        store_two<FULL>(x, to + at, group.length);
     }
-    V zeros_behind(V x, int k) const { return within<FULL>(x, left(k)); }
+    INLINE Pair zeros_behind(Pair x) const { return {within<FULL>(x.lo, group.length), within<FULL>(x.hi, group.length - L)}; }
     // one value a channel (count = C) or one for all (count = 1)
-    V spread(const A* from, i64 count, int k) const {
-        if (count == 1) return all(from[0]);
-        return lined ? load<FULL>(from + channel + k * L, left(k)) : all(from[channel]);
+    INLINE Pair spread(const A* from, i64 count) const {
+        if (count == 1) return twice(all(from[0]));
+        return lined ? load_two<FULL>(from + channel, group.length) : twice(all(from[channel]));
     }
-    V of_step(const A* from, i64 t, int k) const { return spread(from + t * channels, channels == 1 ? 1 : channels, k); }
+    INLINE Pair of_step(const A* from, i64 t) const { return spread(from + t * channels, channels == 1 ? 1 : channels); }
 };
 
 // Goes through units begin … end − 1; work(group, full) has full as a type, so that whole blocks have code of their own.
@@ -353,26 +401,20 @@ void moments(const ELEMENT* x, const A* origin, double* out, i64 first, i64 last
         Sums sums(s, 2);
         through(groups, begin, end, [=, &s, &sums](const Group& group, auto full) {
             Reach<full.value> r(s, group);
-            V middle[K], one[K] = {}, two[K] = {};
+            Pair middle{}, one{}, two{};
             sums.begins(group);
             for (i64 block = 0; block < group.blocks; block++) {
                 r.enter();
-                if (block == 0 || r.lined)
-                    for (int k = 0; k < K; k++) middle[k] = r.of_step(origin, 0, k);
+                if (block == 0 || r.lined) middle = r.of_step(origin, 0);
                 for (i64 t = first; t < last; t++) {
-#pragma GCC unroll 2
-                    for (int k = 0; k < K; k++) {
-                        const V d = r.get(x + t * r.step, k) - middle[k];
-                        one[k] += d;
-                        two[k] += d * d;
-                    }
+                    const Pair d = r.get(x + t * r.step) - middle;
+                    one = one + d;
+                    two = two + d * d;
                 }
                 if (!r.lined && block + 1 < group.blocks) continue;
-                for (int k = 0; k < K; k++) {
-                    sums.add(0, r.channel, k, r.zeros_behind(one[k], k));
-                    sums.add(1, r.channel, k, r.zeros_behind(two[k], k));
-                    one[k] = two[k] = V{};
-                }
+                sums.add(0, r.channel, r.zeros_behind(one));
+                sums.add(1, r.channel, r.zeros_behind(two));
+                one = two = Pair{};
             }
         });
         sums.flush();
@@ -400,34 +442,32 @@ template <bool FULL, bool LINE> struct Layer : Reach<FULL> {
     const i64 x_step;
     const A *const rest_v, *const scales, *const shifts;
     const bool per_step, same[4];  // same: a coefficient that all channels share
-    V decay[K], gain[K], threshold[K], alpha[K], scale[K], shift[K];
+    Pair decay{}, gain{}, threshold{}, alpha{}, scale{}, shift{};
 
     Layer(const Shape& s, const Arguments& a, const Group& group)
         : Reach<FULL>(s, group), a(a), x(a.x), x_step(a.x_step), rest_v(a.v), scales(a.scale), shifts(a.shift), per_step(a.S > 1),
           same{a.count[0] == 1, a.count[1] == 1, a.count[2] == 1, a.count[3] == 1} {}
-    void enter(bool first) {
+    INLINE void enter(bool first) {
         Reach<FULL>::enter();
         if (!first && !this->lined) return;
-#pragma GCC unroll 2
-        for (int k = 0; k < K; k++) {
-            if (first || !same[0]) decay[k] = this->spread(a.coefficient[0], a.count[0], k);
-            if (first || !same[1]) gain[k] = this->spread(a.coefficient[1], a.count[1], k);
-            if (first || !same[2]) threshold[k] = this->spread(a.coefficient[2], a.count[2], k);
-            if (first || !same[3]) alpha[k] = this->spread(a.coefficient[3], a.count[3], k);
-            if (LINE) line(0, k);
-        }
+        if (first || !same[0]) decay = this->spread(a.coefficient[0], a.count[0]);
+        if (first || !same[1]) gain = this->spread(a.coefficient[1], a.count[1]);
+        if (first || !same[2]) threshold = this->spread(a.coefficient[2], a.count[2]);
+        if (first || !same[3]) alpha = this->spread(a.coefficient[3], a.count[3]);
+        if (LINE) line(0);
     }
-    void line(i64 t, int k) {
-        scale[k] = this->of_step(scales, t, k);
-        shift[k] = this->of_step(shifts, t, k);
+    INLINE void line(i64 t) {
+        scale = this->of_step(scales, t);
+        shift = this->of_step(shifts, t);
     }
-    V input(i64 t, int k) const { return this->get(x + t * x_step, k); }
-    V current(i64 t, int k) {
-        if (!LINE) return input(t, k);
-        if (per_step) line(t, k);
-        return scale[k] * input(t, k) + shift[k];
+    INLINE Pair input(i64 t) const { return this->get(x + t * x_step); }
+    INLINE Pair current(i64 t) {
+        if (!LINE) return input(t);
+        if (per_step) line(t);
+        return scale * input(t) + shift;
     }
-    V rest(int k) const { return rest_v ? this->get(rest_v, k) : V{}; }
+    INLINE Pair rest() const { return rest_v ? this->get(rest_v) : Pair{}; }
+    INLINE Pair potential(i64 t, Pair v) { return decay * v + gain * current(t); }
 };
 
 template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last, const Shape& s, int threads) {
@@ -441,19 +481,14 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last
             Layer<full.value, LINE> b(s, a, group);
             for (i64 block = 0; block < group.blocks; block++) {
                 b.enter(block == 0);
-                V v[K];
-                for (int k = 0; k < K; k++) v[k] = b.rest(k);
+                Pair v = b.rest();
                 for (i64 t = 0; t < T; t++) {
-#pragma GCC unroll 2
-                    for (int k = 0; k < K; k++) {
-                        const V u = b.decay[k] * v[k] + b.gain[k] * b.current(t, k);
-                        const Mask fired = fires(u, b.threshold[k]);
-                        b.put(fired ? all(1) : V{}, out + t * b.step, k, past);
-                        v[k] = after(u, fired, b.threshold[k]);
-                    }
+                    const Pair u = b.potential(t, v);
+                    const Two<Mask> fired = both(fires, u, b.threshold);
+                    b.put(choose(fired, twice(all(1)), Pair{}), out + t * b.step, past);
+                    v = both(after, u, fired, b.threshold);
                 }
-                if (last)
-                    for (int k = 0; k < K; k++) b.put(v[k], last, k);
+                if (last) b.put(v, last);
             }
         });
         streamed();
@@ -470,33 +505,38 @@ struct Back {
     double* norm_sums;         // [S,2,C]: Σgy and Σgy·(x − mean), or null
 };
 
-inline V through_line(V gy, V x, V scale, V slope, V shift) { return scale * gy + (slope * x + shift); }
+struct Line {  // through a norm: scale·gy + slope·x + shift
+    Pair scale, slope, shift;
+    INLINE Pair operator()(Pair gy, Pair x) const { return scale * gy + (slope * x + shift); }
+    template <class R> INLINE static Line of(const R& r, const A* const* lines, i64 t) {
+        return {r.of_step(lines[0], t), r.of_step(lines[1], t), r.of_step(lines[2], t)};
+    }
+};
 
-// What is asked for is a parameter of the template, so that what is not leaves no trace in the loops.
+// What is asked for is a parameter of the template, so that what is not leaves no trace in the loops. With the norm's sums (NORMS), which
+// gx needs first, it is gy that is written.
 template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
-    static const bool WRITES = !NORMS;  // gx needs the norm's sums first: what is written with them is gy
     const Shape& s;
     const Arguments& a;
     const Back to;
-    const bool constant, over, past;  // over: gx takes the place of x
+    const bool constant, past;
     Sums sums;
-    std::vector<V> potentials;
+    std::vector<Pair> potentials;
 
   public:
     Backward(const Shape& s, const Arguments& a, const Back& to)
-        : s(s), a(a), to(to), constant(a.x_step == 0 && s.T > 1), over(to.gx == a.x), past(to.gx && !constant && !over && s.past(to.gx)),
-          sums(s, (COEFFICIENTS ? 4 : 0) + (NORMS ? int(2 * a.S) : 0)), potentials(s.T * K) {}
+        : s(s), a(a), to(to), constant(a.x_step == 0 && s.T > 1), past(to.gx && to.gx != a.x && !constant && s.past(to.gx)),
+          sums(s, (COEFFICIENTS ? 4 : 0) + (NORMS ? int(2 * a.S) : 0)), potentials(s.T) {}
 
     std::vector<double> run(const Groups& groups, i64 begin, i64 end) {
         through(groups, begin, end, [&](const Group& group, auto full) {
             Layer<full.value, LINE> b(s, a, group);
             if (COEFFICIENTS || NORMS) sums.begins(group);
-            Line line;
+            Statistics found{};
             for (i64 block = 0; block < group.blocks; block++) {
                 b.enter(block == 0);
-                if (block == 0 || b.lined)
-                    for (int k = 0; k < K; k++) statistics(b, 0, k, line);
-                one(b, line);
+                if (block == 0 || b.lined) statistics(b, 0, found);
+                one(b, found);
             }
         });
         sums.flush();
@@ -506,87 +546,71 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
 
   private:
     static const int FIRST = COEFFICIENTS ? 4 : 0;  // kind of the norm's first sum
-    struct Line {
-        V factor[3][K], mean[K];
+    struct Statistics {
+        Line line;
+        Pair mean;
     };
 
-    template <class B> void one(B& b, Line& line) {
+    template <class B> INLINE void one(B& b, Statistics& found) {
         const i64 T = s.T;
         const Back to = this->to;
-        V* const us = potentials.data();
-        V v[K], lam[K], whole[K] = {}, bias[K] = {}, weight[K] = {};
-        for (int k = 0; k < K; k++) v[k] = b.rest(k);
+        Pair* const us = potentials.data();
+        const Slope slope(b.alpha);
+        Pair v = b.rest(), lam = to.grad_v ? b.get(to.grad_v) : Pair{}, whole{}, bias{}, weight{};
         for (i64 t = 0; t < T; t++) {  // the potentials again
-#pragma GCC unroll 2
-            for (int k = 0; k < K; k++) {
-                const V u = b.decay[k] * v[k] + b.gain[k] * b.current(t, k);
-                us[t * K + k] = u;
-                v[k] = after(u, fires(u, b.threshold[k]), b.threshold[k]);
-            }
+            const Pair u = us[t] = b.potential(t, v);
+            v = both(after, u, both(fires, u, b.threshold), b.threshold);
         }
-        for (int k = 0; k < K; k++) lam[k] = to.grad_v ? b.get(to.grad_v, k) : V{};
         for (i64 t = T - 1; t >= 0; t--) {
-#pragma GCC unroll 2
-            for (int k = 0; k < K; k++) {
-                const V u = us[t * K + k], x = u - b.threshold[k];
-                const Mask fired = fires(u, b.threshold[k]);
-                V e = b.get(to.grad_s + t * b.step, k);
-                if (!DETACH) e -= HARD ? lam[k] * u : lam[k] * b.threshold[k];
-                const V h = e * slope(x, b.alpha[k]);
-                const V gu = (HARD ? (fired ? V{} : lam[k]) : lam[k]) + h;
-                const V gy = b.gain[k] * gu;
-                if (COEFFICIENTS) learn(b, t, k, gu, e, h, x, lam[k], fired);
-                lam[k] = THROUGH ? b.decay[k] * gu : V{};
-                if (b.per_step) statistics(b, t, k, line);
-                if (NORMS) {
-                    const V apart = gy * (b.input(t, k) - line.mean[k]);
-                    if (b.per_step) {
-                        sums.add(int(FIRST + 2 * t), b.channel, k, b.zeros_behind(gy, k));
-                        sums.add(int(FIRST + 2 * t + 1), b.channel, k, b.zeros_behind(apart, k));
-                    } else {
-                        bias[k] += gy, weight[k] += apart;
-                    }
-                    if (to.gx) b.put(gy, to.gx + t * b.step, k, past);
+            const Pair u = us[t], x = u - b.threshold;
+            const Two<Mask> fired = both(fires, u, b.threshold);
+            Pair e = b.get(to.grad_s + t * b.step);
+            if (!DETACH) e = e - (HARD ? lam * u : lam * b.threshold);
+            const Pair h = e * slope(x), gu = (HARD ? choose(fired, Pair{}, lam) : lam) + h, gy = b.gain * gu;
+            if (COEFFICIENTS) learn(b, t, gu, e, h, x, lam, fired);
+            lam = THROUGH ? b.decay * gu : Pair{};
+            if (b.per_step) statistics(b, t, found);
+            if (NORMS) {
+                const Pair apart = gy * (b.input(t) - found.mean);
+                if (b.per_step) {
+                    sums.add(int(FIRST + 2 * t), b.channel, b.zeros_behind(gy));
+                    sums.add(int(FIRST + 2 * t + 1), b.channel, b.zeros_behind(apart));
+                } else {
+                    bias = bias + gy, weight = weight + apart;
                 }
-                if (!WRITES) continue;
-                V g = gy;
-                if (constant) {
-                    g = whole[k] += LINE && b.per_step ? line.factor[0][k] * gy : gy;
-                    if (t > 0) continue;
-                }
-                if (LINE && over) {
-                    g = through_line(rounded(gy), b.input(t, k), line.factor[0][k], line.factor[1][k], line.factor[2][k]);
-                } else if (LINE) {
-                    if (!(constant && b.per_step)) g = line.factor[0][k] * g;
-                    g = g + line.factor[1][k] * b.input(t, k) + line.factor[2][k];
-                }
-                b.put(g, to.gx + (constant ? 0 : t * b.step), k, past);
+                if (to.gx) b.put(gy, to.gx + t * b.step, past);
+            } else if (!constant) {
+                b.put(LINE ? found.line(rounded(gy), b.input(t)) : gy, to.gx + t * b.step, past);  // rounded as what waits in gx is
+            } else {
+                whole = whole + (LINE && b.per_step ? found.line.scale * gy : gy);
+                if (t > 0) continue;
+                const Pair g = LINE && !b.per_step ? found.line.scale * whole : whole;
+                b.put(LINE ? g + found.line.slope * b.input(t) + found.line.shift : g, to.gx, past);
             }
         }
-        for (int k = 0; k < K; k++) {
-            if (NORMS && !b.per_step) {
-                sums.add(FIRST, b.channel, k, b.zeros_behind(bias[k], k));
-                sums.add(FIRST + 1, b.channel, k, b.zeros_behind(weight[k], k));
-            }
-            if (to.gv) b.put(lam[k], to.gv, k);
+        if (NORMS && !b.per_step) {
+            sums.add(FIRST, b.channel, b.zeros_behind(bias));
+            sums.add(FIRST + 1, b.channel, b.zeros_behind(weight));
         }
+        if (to.gv) b.put(lam, to.gv);
     }
 
-    template <class B> void statistics(const B& b, i64 t, int k, Line& line) const {
-        if (NORMS) line.mean[k] = b.of_step(to.mean, t, k);
-        if (WRITES && LINE)
-            for (int i = 0; i < 3; i++) line.factor[i][k] = b.of_step(to.line[i], t, k);
+    template <class B> INLINE void statistics(const B& b, i64 t, Statistics& found) const {
+        if (NORMS) found.mean = b.of_step(to.mean, t);
+        if (!NORMS && LINE) found.line = Line::of(b, to.line, t);
     }
 
-    template <class B> void learn(B& b, i64 t, int k, V gu, V e, V h, V x, V lam, Mask fired) {
-        V before = b.rest(k);
+    template <class B> INLINE void learn(B& b, i64 t, Pair gu, Pair e, Pair h, Pair x, Pair lam, Two<Mask> fired) {
+        Pair before = b.rest();
         if (t > 0) {
-            const V u = potentials[(t - 1) * K + k];
-            before = after(u, fires(u, b.threshold[k]), b.threshold[k]);
+            const Pair u = potentials[t - 1];
+            before = both(after, u, both(fires, u, b.threshold), b.threshold);
         }
-        const V reset = HARD ? V{} : (fired ? lam : V{});
-        const V terms[4] = {gu * before, gu * b.current(t, k), -h - reset, e * alpha_slope(x, b.alpha[k])};
-        for (int i = 0; i < 4; i++) sums.add(i, b.channel, k, b.zeros_behind(terms[i], k));
+        const Pair reset = HARD ? Pair{} : choose(fired, lam, Pair{});
+        sums.add(0, b.channel, b.zeros_behind(gu * before));
+        sums.add(1, b.channel, b.zeros_behind(gu * b.current(t)));
+        sums.add(2, b.channel, b.zeros_behind(-h - reset));
+        sums.add(3, b.channel, b.zeros_behind(e * both(alpha_slope, x, b.alpha)));
     }
 };
 
@@ -596,18 +620,12 @@ void through_norm(const ELEMENT* x, ELEMENT* gx, const A* const* line, i64 S, co
     in_parallel(groups.units(), threads, [&](int, i64 begin, i64 end) {
         through(groups, begin, end, [=, &s](const Group& group, auto full) {
             Reach<full.value> r(s, group);
-            V factor[3][K];
+            Line through{};
             for (i64 block = 0; block < group.blocks; block++) {
                 r.enter();
                 for (i64 t = 0; t < s.T; t++) {
-                    if (S > 1 || (t == 0 && (block == 0 || r.lined)))
-                        for (int k = 0; k < K; k++)
-                            for (int i = 0; i < 3; i++) factor[i][k] = r.of_step(line[i], S > 1 ? t : 0, k);
-#pragma GCC unroll 2
-                    for (int k = 0; k < K; k++) {
-                        const V gy = r.get(gx + t * r.step, k);
-                        r.put(through_line(gy, r.get(x + t * r.step, k), factor[0][k], factor[1][k], factor[2][k]), gx + t * r.step, k);
-                    }
+                    if (S > 1 || (t == 0 && (block == 0 || r.lined))) through = Line::of(r, line, S > 1 ? t : 0);
+                    r.put(through(r.get(gx + t * r.step), r.get(x + t * r.step)), gx + t * r.step);
                 }
             }
         });
@@ -652,8 +670,12 @@ void spike_backward(const Arguments* a, const Back* to, i64 T, i64 P, i64 C, i64
 
 void spike_through_norm(const ELEMENT* x, ELEMENT* gx, const A* scale, const A* slope, const A* shift, i64 S, i64 T, i64 P, i64 C, i64 Q,
                         int threads) {
-    const A* const line[3] = {scale, slope, shift};
-    through_norm(x, gx, line, S, Shape{T, P, C, Q}, threads);
+    const i64 step = P * C * Q, few = 4;  // steps at a time: they often lie in the same sets of the caches, which hold eight lines
+    for (i64 t = 0; t < T; t += few) {
+        const i64 at = S > 1 ? t * C : 0;
+        const A* const line[3] = {scale + at, slope + at, shift + at};
+        through_norm(x + t * step, gx + t * step, line, S, Shape{std::min(few, T - t), P, C, Q}, threads);
+    }
 }
 
 // bit i of byte j is the spike 8j + i
