@@ -44,7 +44,7 @@ LANES, WIDE = 16, 64
 FEWEST = 64
 """So many of them are worth what transforms cost. (32 gain too, but the README prints figures of a network that has them.)"""
 MANY, MOST = 1 << 18, 1 << 20
-"""Weights from which on blocks are greater, and most for the gradient by them: more were not measured."""
+"""Weights from which on there are many of them, and most for the gradient by them: more were not measured."""
 LEAST = 64, 128
 """Fewest tiles, below `MANY` weights and from there on: the weights' transform costs as much whatever the number of tiles."""
 SUMS = 40 << 20
@@ -58,24 +58,25 @@ class Form:
 
     The numbers here and above are of measurements with two threads of a processor with AVX512-BF16 (docs/LOG.md).
 
-    source: C++ file; size: bytes of a transformed weight; blocks: tiles a block, forward and for the weights' gradient; from `MANY`
-    weights on twice as many, as all of them pass through the cache once a block. deepest: most channels to add up (the error of whole
-    numbers grows with their root: it is 0.5 % at 1024).
+    source: C++ file; size: bytes of a transformed weight; blocks: tiles a block, forward and for the weights' gradient; from `many`
+    weights on twice as many, as all of them, or sums, pass through the cache once a block. deepest: most channels to add up (the error of
+    whole numbers grows with their root: it is 0.5 % at 1024).
     """
 
     source: str
     size: int
     blocks: tuple[int, int]
+    many: tuple[int, int]
     deepest: int
 
     def block(self, which: int, weights: int) -> int:
         """Tiles a block."""
-        return self.blocks[which] * (2 if weights >= MANY else 1)
+        return self.blocks[which] * (2 if weights >= self.many[which] else 1)
 
 
 FORMS = {
-    torch.bfloat16: Form("winograd_i16", size=2, blocks=(32, 128), deepest=1024),
-    torch.float32: Form("winograd_f32", size=4, blocks=(32, 96), deepest=1 << 16),
+    torch.bfloat16: Form("winograd_i16", size=2, blocks=(32, 128), many=(MANY, 1 << 16), deepest=1024),
+    torch.float32: Form("winograd_f32", size=4, blocks=(32, 96), many=(MANY, MANY), deepest=1 << 16),
 }
 
 
