@@ -8,6 +8,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.kernels import conv
-from spiketrain.kernels.leaky import Anew
+from spiketrain.kernels.leaky import Anew, Layout
 from spiketrain.kernels.pool import avg_pool, max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
 from spiketrain.saving import again, conv_and_anew, conv_of_spikes, convolve
@@ -34,8 +35,7 @@ def same_at_every_step(x: Tensor) -> bool:
 def fold(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A layer without memory applied to every step of x `[T,B,...]`: time is folded into the batch; a constant input is done once."""
     if same_at_every_step(x):
-        y = layer(x[0])
-        return y.expand(x.shape[0], *y.shape)
+        return _repeated(layer(once(x)[0])[None], x.shape[0])
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -192,7 +192,29 @@ def _each_after_the_other(norm: BatchNorm, neuron: Neuron, steps: int, x: Tensor
 
 def once(x: Tensor) -> Tensor:
     """x `[T,...]`, or its first step alone where all are the same."""
-    return x[:1] if same_at_every_step(x) else x
+    step: Tensor = getattr(x, "step", x[:1]) if same_at_every_step(x) else x
+    return step
+
+
+class _Repeated(torch.autograd.Function):
+    """`Tensor.expand` along time, whose gradient is added up in the order of memory."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Tensor, steps: int) -> Tensor:
+        return step.expand(steps, *step.shape[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        layout = Layout.of(grads[0], False)
+        return layout.back(layout.flat(grads[0]).sum(0, keepdim=True)), None
+
+
+def _repeated(step: Tensor, steps: int) -> Tensor:
+    """`[1,B,...]` seen so many times. `once` gives that very tensor back: a slice's gradient would be as large as all steps, of zeros."""
+    x: Tensor = _Repeated.apply(step, steps) if step.requires_grad else step.expand(steps, *step.shape[1:])
+    x.step = step  # type: ignore[attr-defined]
+    return x
 
 
 class Conv3x3(nn.Conv2d):

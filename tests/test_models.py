@@ -1,5 +1,6 @@
 """Neurons, layers and networks: facts of the older benchmark, and properties that every registered model has."""
 
+import copy
 import pytest
 import torch
 from torch import nn
@@ -209,6 +210,18 @@ def test_what_is_kept_of_a_layer_is_kept_where_autograd_knows_of_it(memory, byte
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
         block(spikes.requires_grad_())
     assert sorted(t.numel() * t.element_size() / spikes.numel() for t in kept.values()) == sorted(bytes_each)
+
+
+def test_what_is_the_same_at_every_step_is_one_tensor_with_one_gradient():
+    conv, images = nn.Conv2d(3, 5, 3, padding=1).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    y = layers.fold(conv, images.expand(4, *images.shape))
+    assert y.shape == (4, 2, 5, 6, 6) and y.stride(0) == 0 and layers.once(y) is layers.once(y)
+    weights = torch.randn(4, 2, 6, 6, 5, dtype=torch.float64).movedim(4, 2)
+    ((y * weights).sum() + 3 * layers.once(y).sum()).backward()
+    plain = copy.deepcopy(conv)
+    plain.zero_grad()
+    (plain(images) * (weights.sum(0) + 3)).sum().backward()
+    torch.testing.assert_close(conv.weight.grad, plain.weight.grad)
 
 
 @pytest.mark.parametrize("framed", [False, True])
