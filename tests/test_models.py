@@ -1,6 +1,7 @@
 """Neurons, layers and networks: facts of the older benchmark, and properties that every registered model has."""
 
 import copy
+
 import pytest
 import torch
 from torch import nn
