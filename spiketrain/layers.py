@@ -192,8 +192,11 @@ def _each_after_the_other(norm: BatchNorm, neuron: Neuron, steps: int, x: Tensor
 
 def once(x: Tensor) -> Tensor:
     """x `[T,...]`, or its first step alone where all are the same."""
-    step: Tensor = getattr(x, "step", x[:1]) if same_at_every_step(x) else x
-    return step
+    if not same_at_every_step(x):
+        return x
+    step: Tensor | None = getattr(x, "step", None)
+    # x may have got another graph since, as what a custom function returns does
+    return step if step is not None and step.requires_grad == x.requires_grad else x[:1]
 
 
 class _Repeated(torch.autograd.Function):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.func import functional_call
 
 from spiketrain import kernels
 from spiketrain.kernels import conv
@@ -75,12 +76,19 @@ def _where(layer: nn.Conv2d) -> tuple[int, int]:
     return layer.stride[0], int(layer.padding[0])
 
 
+def _computed(x: Tensor) -> Tensor:
+    """x in the dtype that a convolution of it has now."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype is not torch.float64 else x
+
+
 def _bits(x: Tensor) -> Bits | None:
     return Bits(*kernels.pack(x)) if torch.is_grad_enabled() and kernels.packs(x) else None
 
 
 def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor) -> Tensor:
     """`layer` of spikes `[N,C,H,W]`, which are kept for its gradient as bits where they can be."""
+    spikes = _computed(spikes)
     bits = _bits(spikes)
     out: Tensor = layer(spikes) if bits is None else convolve(layer, spikes, bits)
     return out
@@ -89,22 +97,26 @@ def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor) -> Tensor:
 def conv_and_anew(layer: nn.Conv2d, x: Tensor, spiking: bool) -> tuple[Tensor, Anew]:
     """`layer` of x `[T,B,C,H,W]` step by step, and how it is made again of what its gradient keeps: x, as bits where it is spikes."""
     folded, steps = x.flatten(0, 1), x.shape[:2]
+    if spiking:
+        folded = _computed(folded)
     bits = _bits(folded) if spiking else None
     if bits is None:
         again = functools.partial(_of_kept, layer, steps, _autocast(x))
-        return layer(folded).unflatten(0, steps), Anew(folded, again)
-    return convolve(layer, folded, bits).unflatten(0, steps), Anew(bits.bits, functools.partial(_of_bits, layer, steps, bits.how))
+        return layer(folded).unflatten(0, steps), Anew((folded, *layer.parameters()), again)
+    again = functools.partial(_of_bits, _where(layer), steps, bits.how)
+    return convolve(layer, folded, bits).unflatten(0, steps), Anew((bits.bits, layer.weight), again)
 
 
-def _of_kept(layer: nn.Conv2d, steps: torch.Size, autocast: Callable[[], torch.autocast], x: Tensor) -> Tensor:
+def _of_kept(layer: nn.Conv2d, steps: torch.Size, autocast: Callable[[], torch.autocast], x: Tensor, *parameters: Tensor) -> Tensor:
+    named = dict(zip((name for name, _ in layer.named_parameters()), parameters, strict=True))
     with torch.no_grad(), autocast():
-        y: Tensor = layer(x).unflatten(0, steps)
-    return y
+        y: Tensor = functional_call(layer, named, (x,))
+    return y.unflatten(0, steps)
 
 
-def _of_bits(layer: nn.Conv2d, steps: torch.Size, how: kernels.Packing, bits: Tensor) -> Tensor:
-    weight, (stride, padding) = layer.weight.detach().to(how.like.dtype), _where(layer)
-    return conv.forward_of(Bits(bits, how).images, how.like, weight, stride, padding).unflatten(0, steps)
+def _of_bits(where: tuple[int, int], steps: torch.Size, how: kernels.Packing, bits: Tensor, weight: Tensor) -> Tensor:
+    weight = weight.detach().to(how.like.dtype)
+    return conv.forward_of(Bits(bits, how).images, how.like, weight, *where).unflatten(0, steps)
 
 
 def _autocast(x: Tensor) -> Callable[[], torch.autocast]:
@@ -117,7 +129,7 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rest: Rest, y: Tensor, anew: Anew, *parameters: Tensor) -> Tensor:
         ctx.rest, ctx.make, ctx.parameters, ctx.autocast = rest, anew.make, parameters, _autocast(y)
-        ctx.save_for_backward(anew.kept)
+        ctx.save_for_backward(*anew.kept)
         return rest(y, True)
 
     @staticmethod

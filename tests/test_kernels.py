@@ -173,7 +173,7 @@ def test_currents_that_are_used_up_and_made_anew_change_no_bit(case):
 
     def used_up(x, *rest):
         y = x.clone()
-        found = kernels.norm_scan(y, *rest, "compiled", anew=Anew(x.detach().clone(), torch.clone))
+        found = kernels.norm_scan(y, *rest, "compiled", anew=Anew((x.detach().clone(),), torch.clone))
         addresses.extend([y.data_ptr(), found[0].data_ptr()])
         return found
 
@@ -242,6 +242,18 @@ def test_a_large_result_that_goes_past_the_caches_is_that_of_its_parts(layout, d
     for rows in (slice(0, 1), slice(1, None)):
         for whole, part in zip((s, gx), passes(x[:, rows].contiguous(), weight[:, rows].contiguous()), strict=True):
             assert torch.equal(whole[:, rows], part)
+
+
+@compiler
+@pytest.mark.parametrize("surrogate", ["atan", "sigmoid", "superspike"])
+def test_the_tails_of_a_slope_are_as_exact_as_bfloat16(surrogate):
+    x = torch.linspace(-6, 6, 1 << 16).bfloat16().view(1, 1, -1)
+    grads = []
+    for kernel, given in (("compiled", x), ("reference", x.double())):
+        leaf = given.clone().requires_grad_()
+        kernels.scan(leaf, None, 0.5, 1.0, 0.0, 1.5, Rule(surrogate), kernel, keep=False)[0].sum().backward()
+        grads.append(leaf.grad.double())
+    assert ((grads[0] - grads[1]).abs() <= 5e-3 * grads[1].abs()).all() and (grads[1] > 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 8, 13, 4099])

@@ -7,9 +7,9 @@ from torch import nn
 
 from spiketrain import neurons
 from spiketrain.errors import UserError
-from spiketrain.layers import AvgPool, BatchNorm
+from spiketrain.layers import AvgPool, BatchNorm, Conv3x3
 from spiketrain.models import build, count_macs, count_parameters
-from spiketrain.models.membrane import Block
+from spiketrain.models.membrane import Block, ConvNorm
 from spiketrain.models.network import Plan
 
 FACTS = [
@@ -156,3 +156,16 @@ def test_keeping_less_for_the_backward_pass_changes_nothing(model, norm, kernel,
 def test_what_does_not_spike_is_not_kept_as_bits(memory):
     with pytest.raises(UserError, match="take --memory speed"):
         build("small_convnet", neuron="relu", memory=memory)
+
+
+@pytest.mark.parametrize("memory", ["speed", "bits", "least"])
+def test_what_stands_behind_a_norm_of_the_same_image_at_every_step_has_a_gradient(memory):
+    images = torch.randn(2, 3, 8, 8).expand(4, 2, 3, 8, 8)
+    grads = []
+    for pool in (AvgPool(2), lambda y: F.avg_pool2d(y.flatten(0, 1), 2).unflatten(0, (4, 2))):
+        torch.manual_seed(0)
+        block = ConvNorm(Conv3x3(3, 16), "time", spiking=False, memory=memory)
+        pool(block(images)).square().sum().backward()
+        grads.append([p.grad for p in block.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -62,13 +62,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Anew:
-    """How the backward pass comes by a sequence x that nobody keeps: x = make(kept), with the same values and layout.
+    """How the backward pass comes by a sequence x that nobody keeps: x = make(*kept), with the same values and layout.
 
     Such an x is used up: where the passes can do that, spikes take its place in memory, and in the backward pass its gradient does.
     """
 
-    kept: Tensor
-    make: Callable[[Tensor], Tensor]
+    kept: tuple[Tensor, ...]
+    make: Callable[..., Tensor]
 
 
 Scanned = tuple[Tensor, Tensor | None, Moments | None]
@@ -89,8 +89,11 @@ class _Fire(torch.autograd.Function):
         rest = None if v is None else layout.flat(v[None].to(wide))[0].contiguous()
         ctx.over = {"over": True} if anew and passes.OVER and len(x) == steps else {}
         spikes, last = passes.forward(flat.expand(steps, *flat.shape[1:]), rest, affine, values, rule, keep, **ctx.over)
-        ctx.make = anew and anew.make
-        ctx.save_for_backward(anew.kept if anew else x, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
+        if ctx.over:
+            torch.autograd.graph.increment_version(x)  # so that whoever kept x for a gradient hears of it
+        kept = anew.kept if anew else (x,)
+        ctx.make, ctx.many = anew and anew.make, len(kept)
+        ctx.save_for_backward(*kept, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
         ctx.passes, ctx.layout, ctx.steps, ctx.rule, ctx.norm = passes, layout, steps, rule, norm
         ctx.found, ctx.affine, ctx.values = found, affine, values
         return layout.back(spikes), None if last is None else layout.back(last[None])[0], found
@@ -98,10 +101,11 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        (x, rest, *tensors), layout, norm = ctx.saved_tensors, ctx.layout, ctx.norm
+        kept, (rest, *tensors) = ctx.saved_tensors[: ctx.many], ctx.saved_tensors[ctx.many :]
+        layout, norm = ctx.layout, ctx.norm
         assert grads[0] is not None
-        if ctx.make is not None:
-            x = ctx.make(x)
+        x = kept[0] if ctx.make is None else ctx.make(*kept)
+        del kept
         flat = layout.flat(x)
         grad_s = layout.flat(grads[0].to(x.dtype)).contiguous()
         grad_v = None if grads[1] is None else layout.flat(grads[1][None])[0].contiguous()
