@@ -200,7 +200,7 @@ def once(x: Tensor) -> Tensor:
 
 
 class _Repeated(torch.autograd.Function):
-    """`Tensor.expand` along time, whose gradient is added up in the order of memory."""
+    """`Tensor.expand` along time. In bfloat16 its gradient is added up in the order of memory, which takes torch a third of the time."""
 
     @staticmethod
     def forward(ctx: Any, step: Tensor, steps: int) -> Tensor:
@@ -209,6 +209,8 @@ class _Repeated(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if grads[0].dtype is not torch.bfloat16:  # in torch's order, to the bit
+            return grads[0].sum(0, keepdim=True), None
         layout = Layout.of(grads[0], False)
         return layout.back(layout.flat(grads[0]).sum(0, keepdim=True)), None
 

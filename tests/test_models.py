@@ -234,3 +234,15 @@ def test_a_current_is_the_greatest_of_its_pieces(framed):
         plain.conv = nn.Identity()  # norm and neuron of currents
         greatest = torch.stack([nn.functional.max_pool2d(block.conv(x), 2).view(5, 3, 4, 3, 3).amax(1) for x in images])
         assert torch.equal(block(images), plain(greatest)) and 0.05 < plain(greatest).mean() < 0.95
+
+
+def test_a_step_seen_again_has_the_gradient_of_expand():
+    """To the bit in float32, where the README prints what a network that does this ends at."""
+    for dtype, same in ((torch.float32, True), (torch.bfloat16, False)):
+        weights = torch.randn(4, 3, 5, 7, 9).permute(0, 1, 4, 2, 3).to(dtype)  # channels last
+        grads = []
+        for seen in (lambda y: layers.fold(nn.Identity(), y.expand(4, *y.shape[1:])), lambda y: y.expand(4, *y.shape[1:])):
+            step = torch.randn(1, 3, 9, 5, 7).to(dtype).requires_grad_()
+            (seen(step) * weights).sum().backward()
+            grads.append(step.grad.float())
+        assert torch.equal(*grads) or (not same and torch.allclose(*grads, rtol=2**-7, atol=2**-6))
