@@ -1,5 +1,7 @@
 """3×3 convolutions as matrix products and by Winograd: torch's values and gradients, and only where they are meant to be used."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,8 +68,11 @@ BLOCKS = [  # batch, channels in, channels out, height, width; less and more tha
     (1, 1024, 64, 9, 9),
 ]
 has_bfloat16 = pytest.mark.skipif(winograd._library(torch.bfloat16) is None, reason="no Winograd for bfloat16 on this processor")
-NARROW = [(3, 16, 80, 4, 4), (1, 48, 16, 1, 1), (30, 32, 112, 9, 12)]
-CASES = [has(dtype, s) for dtype in (torch.bfloat16, torch.float32) for s in BLOCKS + NARROW]
+NARROW = {
+    torch.bfloat16: [(3, 32, 160, 4, 4), (1, 96, 32, 1, 1), (30, 32, 96, 9, 12)],
+    torch.float32: [(3, 16, 80, 4, 4), (1, 48, 16, 1, 1), (30, 32, 112, 9, 12)],
+}
+CASES = [has(dtype, s) for dtype, narrow in NARROW.items() for s in BLOCKS + narrow]
 
 
 BOUND = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
@@ -93,7 +98,9 @@ def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, thr
     x, weight = pair(*shape, dtype)
     grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype).contiguous(memory_format=LAST)
     weight = weight.contiguous(memory_format=layout)
-    for pixels in (x, (x > 1).to(dtype)):
+    some = (x > 1).to(dtype)
+    some[-1, -1] = x[-1, -1]  # spikes, but for a channel of an image
+    for pixels in (x, (x > 1).to(dtype), some):
         exact = by_torch(pixels.double(), weight.double(), grad.double())
         found = winograd.forward(pixels, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, pixels)
         assert [t.shape for t in found] == [t.shape for t in exact]
@@ -104,12 +111,41 @@ def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, thr
 
 
 @has_bfloat16
-@pytest.mark.parametrize("shape", BLOCKS + NARROW, ids=str)
+@pytest.mark.parametrize("shape", BLOCKS + NARROW[torch.bfloat16], ids=str)
 def test_of_spikes_winograd_in_bfloat16_errs_less(shape):
-    """As transformed spikes are exact: by the rounding of weights and of the result alone."""
+    """And of means of four: as they are exact when transformed, by the rounding of weights and of the result alone."""
     x, weight = pair(*shape, torch.bfloat16)
-    spikes = (x > 1).bfloat16()
-    assert relative(winograd.forward(spikes, weight), F.conv2d(spikes.double(), weight.double(), padding=1)) < 4e-3
+    for few in ((x > 1).bfloat16(), torch.randint(0, 5, x.shape).to(memory_format=LAST).bfloat16() / 4):
+        assert relative(winograd.forward(few, weight), F.conv2d(few.double(), weight.double(), padding=1)) < 4e-3
+
+
+@has_bfloat16
+@pytest.mark.parametrize("other", [-0.0, -1.0, 2.0, 0.125, 0.2, 1e-30, 1e36, float("nan")], ids=str)
+def test_what_is_no_spike_is_seen_among_spikes(other):
+    """One value of a tile, wherever it lies: what is equal to it in five bits of its exponent, too."""
+    spikes, weight = (pair(1, 64, 64, 8, 8, torch.bfloat16)[0] > 1).bfloat16(), pair(1, 64, 64, 8, 8, torch.bfloat16)[1]
+    grad = torch.randn(1, 64, 8, 8).bfloat16().contiguous(memory_format=LAST)
+    for channel, row, column in ((0, 0, 0), (31, 3, 3), (32, 5, 2), (63, 7, 7)):
+        x = spikes.clone(memory_format=torch.preserve_format)
+        x[0, channel, row, column] = other
+        exact = by_torch(x.double(), weight.double(), grad.double())
+        for ours, theirs in zip((winograd.forward(x, weight), winograd.by_weight(grad, x)), (exact[0], exact[2]), strict=True):
+            assert relative(ours, theirs) < BOUND[torch.bfloat16] if math.isfinite(other) else not ours.isfinite().all()
+
+
+@has_bfloat16
+def test_every_value_of_16_bits_is_taken_as_it_is():
+    """By a weight of one, with the others zero: each value comes out as it went in, to what 16 bits can hold of its tile's greatest."""
+    values = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    values = values[values.isfinite() & (values.abs() < 1e30)]
+    x = torch.zeros(len(values), 32, 1, 1, dtype=torch.bfloat16).to(memory_format=LAST)
+    x[:, 5, 0, 0] = values
+    weight = torch.zeros(32, 32, 3, 3, dtype=torch.bfloat16)
+    weight[7, 5, 1, 1] = 1
+    y = winograd.forward(x, weight)
+    near = (y[:, 7, 0, 0].double() - values.double()).abs()
+    assert (near <= 1e-2 * values.double().abs() + 1e-36).all()
+    assert not y[:, :7].any() and not y[:, 8:].any()
 
 
 @has_bfloat16
@@ -162,7 +198,7 @@ def test_threads_share_sums_of_many_weights(dtype, threads, sums, monkeypatch):
     """Evenly or not, also where there are more threads than shares."""
     monkeypatch.setattr(winograd, "MANY", 1)
     monkeypatch.setattr(winograd, "SUMS", sums)
-    for shape in [*NARROW, (7, 64, 128, 15, 14)]:
+    for shape in [*NARROW[dtype], (7, 64, 128, 15, 14)]:
         x, weight = pair(*shape, dtype)
         grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype).contiguous(memory_format=LAST)
         exact = by_torch(x.double(), weight.double(), grad.double())

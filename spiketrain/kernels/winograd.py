@@ -39,17 +39,18 @@ from spiketrain.kernels import cpp
 LAST = torch.channels_last
 TILE, PLACES = 4, 36
 """Pixels of a tile's side, and products a tile."""
-LANES, WIDE = 16, 64
-"""Channels come in multiples of the one, and are dealt with so many at a time."""
+WIDE = 64
+"""Channels are dealt with so many at a time."""
 FEWEST = 64
 """So many of them are worth what transforms cost. (32 gain too, but the README prints figures of a network that has them.)"""
 MANY, MOST = 1 << 18, 1 << 20
 """Weights from which on there are many of them, and most for the gradient by them: more were not measured."""
 LEAST = 64, 128
 """Fewest tiles, below `MANY` weights and from there on: the weights' transform costs as much whatever the number of tiles."""
-SUMS = 40 << 20
-"""Most bytes of the sums of the gradient by the weights, of which each thread, or each two, or more, have their own. Where there are more,
-channels take turns, and x is transformed anew for each."""
+SUMS, TRANSFORMED, ONCE = 40 << 20, 3 << 20, 20 << 20
+"""Bytes, of the gradient by the weights. Most of its sums: where there are more, channels of y take turns, and x is transformed anew for
+each. Of transformed tiles of x and of y's gradient that threads make together before they multiply: so many, or all of x's, if they are
+fewer than the last, and then for all turns."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,24 @@ class Form:
 
     The numbers here and above are of measurements with two threads of a processor with AVX512-BF16 (docs/LOG.md).
 
-    source: C++ file; size: bytes of a transformed weight; blocks: tiles a block, forward and for the weights' gradient; from `many`
-    weights on twice as many, as all of them, or sums, pass through the cache once a block. deepest: most channels to add up (the error of
-    whole numbers grows with their root: it is 0.5 % at 1024).
+    source: C++ file; lanes: channels come in multiples of it; size: bytes of a transformed value; blocks: tiles a block, forward and for
+    the weights' gradient; deepest: most channels to add up (the error of whole numbers grows with their root: it is 0.5 % at 1024).
     """
 
     source: str
+    lanes: int
     size: int
     blocks: tuple[int, int]
-    many: tuple[int, int]
     deepest: int
 
     def block(self, which: int, weights: int) -> int:
-        """Tiles a block."""
-        return self.blocks[which] * (2 if weights >= self.many[which] else 1)
+        """Tiles a block: of many weights twice as many, as all of them, or their sums, pass through the cache once a block."""
+        return self.blocks[which] * (2 if weights >= MANY else 1)
 
 
 FORMS = {
-    torch.bfloat16: Form("winograd_i16", size=2, blocks=(32, 128), many=(MANY, 1 << 16), deepest=1024),
-    torch.float32: Form("winograd_f32", size=4, blocks=(32, 96), many=(MANY, MANY), deepest=1 << 16),
+    torch.bfloat16: Form("winograd_i16", lanes=32, size=2, blocks=(32, 256), deepest=1024),
+    torch.float32: Form("winograd_f32", lanes=16, size=4, blocks=(32, 192), deepest=1 << 16),
 }
 
 
@@ -97,9 +97,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 def forward_pays(x: Tensor, channels: int) -> bool:
     """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels, or to its gradient by x."""
     n, c, h, w = x.shape
-    if x.dtype not in FORMS or c % LANES or channels % LANES or min(c, channels) < FEWEST or min(h, w) <= 3:
-        return False
-    if c > FORMS[x.dtype].deepest:
+    form = FORMS.get(x.dtype)
+    if form is None or c % form.lanes or channels % form.lanes or c > form.deepest or min(c, channels) < FEWEST or min(h, w) <= 3:
         return False
     tiles = -(-h // TILE) * -(-w // TILE)
     enough = n * tiles >= LEAST[c * channels >= MANY] and tiles * TILE**2 <= 2 * h * w  # which are mostly filled
@@ -128,15 +127,14 @@ def _of(dtype: torch.dtype) -> tuple[Form, ctypes.CDLL]:
 def _convolve(x: Tensor, weight: Tensor, outputs: int, steps: tuple[int, int, int], y: Tensor | None = None) -> Tensor:
     """y `[N,K,H,W]`, which is filled if it is given.
 
-    weight: of which the first element is the first tap of the first weight; steps: see `winograd_weights`.
+    weight: of which the first element is the first tap of the first weight; steps: from one output, input, tap to the next.
     """
-    (n, c, h, w), threads = x.shape, torch.get_num_threads()
+    n, c, h, w = x.shape
     form, library = _of(x.dtype)
-    u = torch.empty(PLACES * c * outputs * form.size + 4 * outputs, dtype=torch.uint8)
-    library.winograd_weights(*_p(weight, u), *_sizes(outputs, c, *steps), threads)
     if y is None:
         y = torch.empty((n, outputs, h, w), dtype=x.dtype, memory_format=LAST)
-    library.winograd_forward(*_p(x, u, y), *_sizes(n, h, w, c, outputs, form.block(0, c * outputs)), threads)
+    sizes = _sizes(n, h, w, c, outputs, *steps, form.block(0, c * outputs))
+    library.winograd_forward(*_p(x, weight, y), *sizes, torch.get_num_threads())
     return y
 
 
@@ -158,19 +156,16 @@ def by_input(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def by_weight(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last."""
+    """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last: the same whatever the number of threads."""
     (n, k, h, w), c = grad.shape, x.shape[1]
     form, library = _of(x.dtype)
-    threads, one = torch.get_num_threads(), 4 * PLACES * c  # one: bytes of the sums of one channel of y
-    most = max(WIDE, SUMS // one // WIDE * WIDE)  # channels at a time
-    shares = 2 if c * k >= MANY and threads % 2 == 0 else 1  # which is slower, but the sums of one thread fill the cache
-    parts = max(1, min(threads // shares, SUMS // (one * min(k, most))))
-    shares = max(shares, min(threads // parts, k // LANES))  # threads that have no sums of their own
-    sums = torch.empty((parts * PLACES * min(k, most), c))
+    turn = min(k, max(WIDE, SUMS // (4 * PLACES * c) // WIDE * WIDE))
+    block = form.block(1, c * k)
+    blocks, size = -(-n * -(-h // TILE) * -(-w // TILE) // block), PLACES * block * form.size  # of all tiles; bytes of one, a channel
+    if blocks * size * c > ONCE:
+        blocks = min(blocks, max(1, TRANSFORMED // (size * (c + turn))))
+    sums = torch.empty((PLACES, turn, c))
     found = torch.empty((k, c, 3, 3), memory_format=LAST)
-    for first in range(0, k, most):
-        count = min(most, k - first)
-        sizes = _sizes(n, h, w, c, k, first, count, form.block(1, c * k))
-        library.winograd_by_weight(*_p(x, grad, sums), *sizes, parts, shares)
-        library.winograd_gradient(*_p(sums, found[first:]), *_sizes(c, count), parts, threads)
+    sizes = _sizes(n, h, w, c, k, turn, block, blocks)
+    library.winograd_by_weight(*_p(x, grad, sums, found), *sizes, torch.get_num_threads())
     return found

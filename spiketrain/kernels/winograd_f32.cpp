@@ -21,6 +21,9 @@ struct Ops {
         std::memcpy(&x, from, sizeof(x));
         return x;
     }
+    static const int APART = 1;
+    static i64 at(i64 k) { return k; }  // see `taps_of`
+    static void write(float* to, const V* sums) { std::memcpy(to, sums, sizeof(V)); }
     static V by(const float* from) { return load(from); }
     static V add(V sum, float one, V by) { return sum + one * by; }
 };
@@ -40,17 +43,62 @@ struct Add {  // to what is there in rows that are `apart`, if something is
     }
 };
 
+struct Work {  // see `by_weight`; v [blocks,36,block,C], g [blocks,36,block,turn], whose places are PAD further apart
+    static const int WIDE = ::WIDE;
+    const float *x, *grad;
+    Sizes s;
+    i64 C, K, turn, of_x, of_grad;  // of_: from one place to the next
+    Buffer<float> v, g;
+    Work(const float* x, const float* grad, Sizes s, i64 C, i64 K, i64 turn, i64 block, i64 blocks)
+        : x(x), grad(grad), s(s), C(C), K(K), turn(turn), of_x(block * C + PAD), of_grad(block * turn + PAD),
+          v(buffer<float>(blocks * PLACES * of_x)), g(buffer<float>(blocks * PLACES * of_grad)) {}
+    i64 scratch() const { return 0; }
+    void take_x(const Tile* at, i64 tiles, i64 c, i64 slot, float*) {
+        for (i64 t = 0; t < tiles; t++) {
+            V out[PLACES];
+            transform_input(x, s, C, at[t], c, Ops::load, out);
+            UNROLL for (int p = 0; p < PLACES; p++) store(v.get() + (slot * PLACES + p) * of_x + t * C + c, out[p]);
+        }
+    }
+    void take_grad(const Tile* at, i64 tiles, i64 start, i64 k, i64, i64 slot, float*) {
+        for (i64 t = 0; t < tiles; t++) {
+            V out[PLACES];
+            transform_grad(grad, s, K, at[t], start + k, Ops::load, out);
+            UNROLL for (int p = 0; p < PLACES; p++) store(g.get() + (slot * PLACES + p) * of_grad + t * turn + k, out[p]);
+        }
+    }
+    void multiply(i64 p, i64 k, i64 count, i64 c, i64 tiles, i64 slot, float* to, bool more) {
+        const float *const a = g.get() + (slot * PLACES + p) * of_grad + k, *const by = v.get() + (slot * PLACES + p) * of_x + c;
+        products<Ops>(std::min<i64>(WIDE, count - k), a, 1, turn, std::min<i64>(WIDE, C - c), by, C, tiles, Add{to, C, more});
+    }
+};
+
 }  // namespace
 
 extern "C" {
 
-// y = x ∗ w. u: the transformed weights [K/WIDE][36,C,WIDE], the last with what is left of K; most: tiles at a time.
-void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 most, int threads) {
+// y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next; most: tiles at a
+// time.
+void winograd_forward(
+    const float* x, const float* w, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, i64 most, int threads) {
     const Sizes s{N, H, W};
     const i64 block = std::min(most, (s.tiles() + threads - 1) / threads);
+    const Buffer<float> transformed = buffer<float>(PLACES * C * K);  // [K/WIDE][36,C,WIDE], the last with what is left of K
+    float* const u = transformed.get();
 #pragma omp parallel num_threads(threads)
     {
         const Buffer<float> v = buffer<float>(PLACES * block * C), m = buffer<float>(PLACES * block * WIDE);
+#pragma omp for schedule(dynamic)
+        for (i64 o = 0; o < K; o += LANES) {
+            const i64 first = o / WIDE * WIDE, width = std::min<i64>(WIDE, K - first);
+            for (i64 i = 0; i < C; i++) {
+                V g[9], out[PLACES];
+                for (int t = 0; t < 9; t++)
+                    for (int lane = 0; lane < LANES; lane++) g[t][lane] = w[(o + lane) * to + i * from + t * tap];
+                transform_weight(g, out);
+                UNROLL for (int p = 0; p < PLACES; p++) store(u + PLACES * C * first + (p * C + i) * width + o - first, out[p]);
+            }
+        }
 #pragma omp for schedule(dynamic)
         for (i64 first = 0; first < s.tiles(); first += block) {
             const i64 here = std::min(block, s.tiles() - first);
@@ -58,7 +106,7 @@ void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i6
                 const Tile at(s, first + t);
                 for (i64 c = 0; c < C; c += LANES) {
                     V out[PLACES];
-                    transform_input<Ops>(x, s, C, at, c, out);
+                    transform_input(x, s, C, at, c, Ops::load, out);
                     UNROLL for (int p = 0; p < PLACES; p++) store(v.get() + (p * block + t) * C + c, out[p]);
                 }
             }
@@ -74,10 +122,10 @@ void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i6
                         V in[PLACES], out[TILE * TILE];
                         UNROLL for (int p = 0; p < PLACES; p++) in[p] = Ops::load(m.get() + (p * block + t) * WIDE + c);
                         transform_output(in, out);
-                        UNROLL for (int i = 0; i < TILE * TILE; i++) {
-                            const i64 row = at.row + i / TILE, column = at.column + i % TILE;
-                            if (row < H && column < W) store(y + ((at.image * H + row) * W + column) * K + k + c, out[i] * (1.0f / 16));
-                        }
+                        float* const to = y + at.pixel * K + k + c;
+                        UNROLL for (int i = 0; i < TILE; i++)
+                            UNROLL for (int j = 0; j < TILE; j++)
+                                if (at.has(i, j)) store(to + (i * W + j) * K, out[i * TILE + j] * (1.0f / 16));
                     }
                 }
             }
@@ -85,54 +133,11 @@ void winograd_forward(const float* x, const float* u, float* y, i64 N, i64 H, i6
     }
 }
 
-// u: G·w·Gᵀ, as `winograd_forward` takes it. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap
-// to the next.
-void winograd_weights(const float* w, float* u, i64 outs, i64 ins, i64 to, i64 from, i64 tap, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 o = 0; o < outs; o += LANES) {
-        const i64 first = o / WIDE * WIDE, width = std::min<i64>(WIDE, outs - first);
-        for (i64 i = 0; i < ins; i++) {
-            V out[PLACES];
-            transform_weight<Ops>(w + o * to + i * from, to, tap, out);
-            UNROLL for (int p = 0; p < PLACES; p++) store(u + PLACES * ins * first + (p * ins + i) * width + o - first, out[p]);
-        }
-    }
-}
-
-// sums [parts,36,count,C] of the gradient by the transformed weights of `count` channels of y from `start` on, see `Share`.
+// gw, see `by_weight`
 void winograd_by_weight(
-    const float* x, const float* grad, float* sums, i64 N, i64 H, i64 W, i64 C, i64 K, i64 start, i64 count, i64 block, int parts,
-    int shares) {
-    const Sizes s{N, H, W};
-#pragma omp parallel for num_threads(parts * shares) schedule(static, 1)
-    for (int thread = 0; thread < parts * shares; thread++) {
-        const Share mine(s, C, count, sums, thread, parts, shares);
-        const i64 from = start + mine.from, width = mine.width;
-        const Buffer<float> v = buffer<float>(PLACES * block * C), g = buffer<float>(PLACES * block * width);
-        for (i64 first = mine.tiles.first; first < mine.tiles.last; first += block) {
-            const i64 tiles = std::min(block, mine.tiles.last - first);
-            for (i64 t = 0; t < tiles; t++) {
-                const Tile at(s, first + t);
-                V out[PLACES];
-                for (i64 c = 0; c < C; c += LANES) {
-                    transform_input<Ops>(x, s, C, at, c, out);
-                    UNROLL for (int p = 0; p < PLACES; p++) store(v.get() + (p * block + t) * C + c, out[p]);
-                }
-                for (i64 k = 0; k < width; k += LANES) {
-                    transform_grad<Ops>(grad, s, K, at, from + k, out);
-                    UNROLL for (int p = 0; p < PLACES; p++) store(g.get() + (p * block + t) * width + k, out[p]);
-                }
-            }
-            for (int p = 0; p < PLACES; p++) {
-                const float *const a = g.get() + p * block * width, *const by = v.get() + p * block * C;
-                products<Ops>(width, a, 1, width, C, by, C, tiles, Add{mine.at + p * count * C, C, first > mine.tiles.first});
-            }
-        }
-    }
-}
-
-// gw [count,3,3,C] from those sums.
-void winograd_gradient(const float* sums, float* gw, i64 C, i64 count, int parts, int threads) {
-    gradient_by_weight<Ops>(sums, gw, C, count, parts, threads);
+    const float* x, const float* grad, float* sums, float* gw, i64 N, i64 H, i64 W, i64 C, i64 K, i64 turn, i64 block, i64 blocks,
+    int threads) {
+    Work work(x, grad, {N, H, W}, C, K, turn, block, blocks);
+    by_weight<Ops>(work, sums, gw, work.s, K, turn, block, blocks, threads);
 }
 }
