@@ -4,7 +4,7 @@
 // Tensors are [T,P,C,Q]. A "row" is what lies contiguous in memory: C channels where Q = 1, else the Q places of one channel.
 // A row is cut into blocks of two vectors, which hide each other's latency; a block goes through all T steps while its potentials and
 // gradients are in registers.
-// Blocks are dealt to the threads in fixed portions, so that sums are added in the same order each time.
+// Blocks are dealt out in fixed portions, so that sums are added in the same order each time.
 // Built without contraction: u = decay*v + gain*y is rounded twice, as plain torch does it; else spikes would differ from it.
 
 #include <algorithm>
@@ -13,7 +13,6 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
-#include <omp.h>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -331,13 +330,15 @@ class Sums {
     }
 };
 
+// In so many portions units are shared: more of them where there are many, so that a thread on a slower core takes fewer. A sum has a part
+// of each portion, whichever thread it was, and so the same value each time.
+int portions(i64 units, int threads) { return int(std::max<i64>(1, std::min<i64>(units, units < 1024 ? threads : 8 * threads))); }
+
+// work(portion, first, last) of all portions of the units
 template <class F> void in_parallel(i64 units, int threads, F work) {
-    threads = int(std::max<i64>(1, std::min<i64>(threads, units)));
-#pragma omp parallel num_threads(threads)
-    {
-        const i64 me = omp_get_thread_num(), all = omp_get_num_threads();
-        work(int(me), units * me / all, units * (me + 1) / all);
-    }
+    const int count = portions(units, threads);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int i = 0; i < count; i++) work(i, units * i / count, units * (i + 1) / count);
 }
 
 void add_up(const std::vector<std::vector<double>>& parts, size_t n, double* out) {
@@ -396,8 +397,8 @@ template <class F> inline void through(const Groups& groups, i64 begin, i64 end,
 // steps first … last − 1 together: sums of x − origin and (x − origin)², [2,C]
 void moments(const ELEMENT* x, const A* origin, double* out, i64 first, i64 last, const Shape& s, int threads) {
     const Groups groups(s);
-    std::vector<std::vector<double>> parts(threads);
-    in_parallel(groups.units(), threads, [&](int me, i64 begin, i64 end) {
+    std::vector<std::vector<double>> parts(portions(groups.units(), threads));
+    in_parallel(groups.units(), threads, [&](int portion, i64 begin, i64 end) {
         Sums sums(s, 2);
         through(groups, begin, end, [=, &s, &sums](const Group& group, auto full) {
             Reach<full.value> r(s, group);
@@ -418,7 +419,7 @@ void moments(const ELEMENT* x, const A* origin, double* out, i64 first, i64 last
             }
         });
         sums.flush();
-        parts[me] = std::move(sums.total);
+        parts[portion] = std::move(sums.total);
     });
     add_up(parts, 2 * s.C, out);
 }
@@ -633,10 +634,10 @@ void through_norm(const ELEMENT* x, ELEMENT* gx, const A* const* line, i64 S, co
 }
 
 template <bool LINE, bool COEFFICIENTS, bool NORMS> void backward(const Arguments& a, const Back& to, const Shape& s, int threads) {
-    std::vector<std::vector<double>> parts(threads);
     const Groups groups(s);
-    in_parallel(groups.units(), threads, [&](int me, i64 begin, i64 end) {
-        parts[me] = Backward<LINE, COEFFICIENTS, NORMS>(s, a, to).run(groups, begin, end);
+    std::vector<std::vector<double>> parts(portions(groups.units(), threads));
+    in_parallel(groups.units(), threads, [&](int portion, i64 begin, i64 end) {
+        parts[portion] = Backward<LINE, COEFFICIENTS, NORMS>(s, a, to).run(groups, begin, end);
     });
     const size_t coefficients = COEFFICIENTS ? 4 * s.C : 0, norms = NORMS ? 2 * a.S * s.C : 0;
     std::vector<double> all(coefficients + norms);

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <omp.h>
 
 namespace {
 
@@ -38,7 +37,7 @@ extern "C" {
 
 void pool_forward(const ELEMENT* x, ELEMENT* out, uint8_t* which, i64 N, i64 H, i64 W, i64 C, i64 p, i64 P, int threads) {
     const Sizes s{N, H, W, C, p, P};
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
     for (i64 row = 0; row < s.rows(); row++) {
         for (i64 column = 0; column < s.columns(); column++) {
             ELEMENT* const best = out + s.out(row) + column * C;
@@ -63,7 +62,7 @@ void pool_forward(const ELEMENT* x, ELEMENT* out, uint8_t* which, i64 N, i64 H, 
 void pool_backward(const ELEMENT* grad, const uint8_t* which, ELEMENT* gx, i64 N, i64 H, i64 W, i64 C, i64 p, i64 P, int threads) {
     const Sizes s{N, H, W, C, p, P};
     const i64 rest = (W - s.columns() * p) * s.wide(), below = (H - H / p * p) * W * s.wide();  // what no window has
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
     for (i64 row = 0; row < s.rows(); row++) {
         for (i64 k = 0; k < p * p; k += p) {
             ELEMENT* const line = gx + s.in(row, k);
