@@ -157,7 +157,15 @@ class BatchNorm(nn.Module):
         if processes.world() > 1:
             assert bn.running_mean is not None and bn.running_var is not None
             return sync.batch_norm(x, (bn.running_mean, bn.running_var), bn.weight, bn.bias, momentum, bn.eps)
-        return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
+        y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
+        if y.requires_grad and y.dtype is torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last):
+            y.register_hook(_last)
+        return y
+
+
+def _last(grad: Tensor) -> Tensor:
+    """Channels last: with any other, as a mean over space gives, torch's backward pass takes eight times as long."""
+    return grad.contiguous(memory_format=torch.channels_last)
 
 
 def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = True, anew: Anew | None = None) -> Tensor:
@@ -222,18 +230,32 @@ def _repeated(step: Tensor, steps: int) -> Tensor:
     return x
 
 
-class Conv3x3(nn.Conv2d):
-    """The 3×3 convolution, padding 1, no bias, that every network here is made of; by `kernels.conv` where that is faster."""
+class Conv(nn.Conv2d):
+    """A convolution of size×size taps (of an odd size), padding size // 2, no bias; by `kernels.conv` where that is faster."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, 3, stride, 1, bias=False)
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, size, stride, size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if conv.pays(x, self.weight, self.stride[0], 1):  # which is on the processor only: autocast knows no meta device
+        if conv.pays(x, self.weight, self.stride[0], self.kernel_size[0] // 2):  # on the processor: autocast knows no meta device
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
             if x.dtype is dtype:
                 return convolve(self, x)
         return super().forward(x)
+
+
+class Conv3x3(Conv):
+    """The one that every network here is made of."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, stride)
+
+
+class Conv1x1(Conv):
+    """Of shortcuts, and of bottlenecks."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 1, stride)
 
 
 class ConvBlock(nn.Module):

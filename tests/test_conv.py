@@ -72,10 +72,22 @@ NARROW = {
     torch.bfloat16: [(3, 32, 160, 4, 4), (1, 96, 32, 1, 1), (30, 32, 96, 9, 12)],
     torch.float32: [(3, 16, 80, 4, 4), (1, 48, 16, 1, 1), (30, 32, 112, 9, 12)],
 }
-CASES = [has(dtype, s) for dtype, narrow in NARROW.items() for s in BLOCKS + narrow]
+CASES = [has(dtype, s, stride) for dtype, narrow in NARROW.items() for s in BLOCKS + narrow for stride in winograd.FORMS[dtype].strides]
 
 
 BOUND = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
+
+
+def made(shape, stride):
+    """Something of the shape of y, of a case's."""
+    n, _, k, h, w = shape
+    return torch.randn(n, k, -(-h // stride), -(-w // stride)).contiguous(memory_format=LAST)
+
+
+def every(grad, x, weight, stride=1):
+    """By Winograd: the convolution, its gradient by x and by the weights."""
+    forward = winograd.forward(x, weight, stride=stride)
+    return forward, winograd.by_input(grad, weight, x, stride), winograd.by_weight(grad, x, stride)
 
 
 def relative(ours, theirs):
@@ -91,18 +103,18 @@ def threads(request):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
-@pytest.mark.parametrize(("dtype", "shape"), CASES)
+@pytest.mark.parametrize(("dtype", "shape", "stride"), CASES)
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["last", "first"])
-def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, threads):
+def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, stride, layout, threads):
     """Relative errors: in bfloat16 of half a per cent, where rounding to it alone makes 0.17; in float32 of 10⁻⁵."""
     x, weight = pair(*shape, dtype)
-    grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype).contiguous(memory_format=LAST)
+    grad = made(shape, stride).to(dtype)
     weight = weight.contiguous(memory_format=layout)
     some = (x > 1).to(dtype)
     some[-1, -1] = x[-1, -1]  # spikes, but for a channel of an image
     for pixels in (x, (x > 1).to(dtype), some):
-        exact = by_torch(pixels.double(), weight.double(), grad.double())
-        found = winograd.forward(pixels, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, pixels)
+        exact = by_torch(pixels.double(), weight.double(), grad.double(), stride)
+        found = every(grad, pixels, weight, stride)
         assert [t.shape for t in found] == [t.shape for t in exact]
         assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
         for ours, theirs in zip(found, exact, strict=True):
@@ -112,24 +124,27 @@ def test_winograd_is_the_convolution_and_its_gradients(dtype, shape, layout, thr
 
 @has_bfloat16
 @pytest.mark.parametrize("shape", BLOCKS + NARROW[torch.bfloat16], ids=str)
-def test_of_spikes_winograd_in_bfloat16_errs_less(shape):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_of_spikes_winograd_in_bfloat16_errs_less(shape, stride):
     """And of means of four: as they are exact when transformed, by the rounding of weights and of the result alone."""
     x, weight = pair(*shape, torch.bfloat16)
     for few in ((x > 1).bfloat16(), torch.randint(0, 5, x.shape).to(memory_format=LAST).bfloat16() / 4):
-        assert relative(winograd.forward(few, weight), F.conv2d(few.double(), weight.double(), padding=1)) < 4e-3
+        exact = F.conv2d(few.double(), weight.double(), stride=stride, padding=1)
+        assert relative(winograd.forward(few, weight, stride=stride), exact) < (4e-3 if stride == 1 else 3e-3)
 
 
 @has_bfloat16
 @pytest.mark.parametrize("other", [-0.0, -1.0, 2.0, 0.125, 0.2, 1e-30, 1e36, float("nan")], ids=str)
-def test_what_is_no_spike_is_seen_among_spikes(other):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_no_spike_is_seen_among_spikes(other, stride):
     """One value of a tile, wherever it lies: what is equal to it in five bits of its exponent, too."""
-    spikes, weight = (pair(1, 64, 64, 8, 8, torch.bfloat16)[0] > 1).bfloat16(), pair(1, 64, 64, 8, 8, torch.bfloat16)[1]
-    grad = torch.randn(1, 64, 8, 8).bfloat16().contiguous(memory_format=LAST)
+    pixels, weight = pair(1, 64, 64, 8, 8, torch.bfloat16)
+    spikes, grad = (pixels > 1).bfloat16(), made((1, 64, 64, 8, 8), stride).bfloat16()
     for channel, row, column in ((0, 0, 0), (31, 3, 3), (32, 5, 2), (63, 7, 7)):
         x = spikes.clone(memory_format=torch.preserve_format)
         x[0, channel, row, column] = other
-        exact = by_torch(x.double(), weight.double(), grad.double())
-        for ours, theirs in zip((winograd.forward(x, weight), winograd.by_weight(grad, x)), (exact[0], exact[2]), strict=True):
+        exact = by_torch(x.double(), weight.double(), grad.double(), stride)
+        for ours, theirs in list(zip(every(grad, x, weight, stride), exact, strict=True))[::2]:
             assert relative(ours, theirs) < BOUND[torch.bfloat16] if math.isfinite(other) else not ours.isfinite().all()
 
 
@@ -150,29 +165,29 @@ def test_every_value_of_16_bits_is_taken_as_it_is():
 
 @has_bfloat16
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 24, 68, 1e12, 1e30], ids=str)
-def test_winograd_in_bfloat16_is_as_exact_at_great_and_small_scales(scale):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_winograd_in_bfloat16_is_as_exact_at_great_and_small_scales(scale, stride):
     """Of the input, and of the gradient: their squares may be beyond what float32 holds, their 16-bit scale near one. With tiles and
     channels of nothing in between."""
     x, weight = pair(3, 64, 64, 9, 9, torch.bfloat16)
-    grad = torch.randn(3, 64, 9, 9).bfloat16().contiguous(memory_format=LAST)
+    grad = made((3, 64, 64, 9, 9), stride).bfloat16()
     x[0, :, :5], x[:, 7], grad[:, 5] = 0, 0, 0
     for pixels, by in ((x * scale, grad), (x, grad * scale)):
-        exact = by_torch(pixels.double(), weight.double(), by.double())
-        found = winograd.forward(pixels, weight), winograd.by_input(by, weight), winograd.by_weight(by, pixels)
-        for ours, theirs in zip(found, exact, strict=True):
+        exact = by_torch(pixels.double(), weight.double(), by.double(), stride)
+        for ours, theirs in zip(every(by, pixels, weight, stride), exact, strict=True):
             assert relative(ours, theirs) < BOUND[torch.bfloat16]
 
 
 @has_bfloat16
-def test_of_the_greatest_sums_none_overflows():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_of_the_greatest_sums_none_overflows(stride):
     """All pixels and all weights equal, where every product has the same sign: the sum is the product of both norms."""
     x = torch.ones(2, 512, 12, 12).bfloat16().contiguous(memory_format=LAST)
     for value in (0.75, -0.75):
         weight = torch.full((64, 512, 3, 3), value).bfloat16()
-        grad = torch.full((2, 64, 12, 12), -value).bfloat16().contiguous(memory_format=LAST)
-        exact = by_torch(x.double(), weight.double(), grad.double())
-        found = winograd.forward(x, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, x)
-        for ours, theirs in zip(found, exact, strict=True):
+        grad = made((2, 512, 64, 12, 12), stride).bfloat16().fill_(-value)
+        exact = by_torch(x.double(), weight.double(), grad.double(), stride)
+        for ours, theirs in zip(every(grad, x, weight, stride), exact, strict=True):
             assert relative(ours, theirs) < BOUND[torch.bfloat16]
 
 
@@ -202,18 +217,26 @@ def test_threads_share_sums_of_many_weights(dtype, threads, sums, monkeypatch):
         x, weight = pair(*shape, dtype)
         grad = torch.randn(shape[0], shape[2], *shape[3:]).to(dtype).contiguous(memory_format=LAST)
         exact = by_torch(x.double(), weight.double(), grad.double())
-        found = winograd.forward(x, weight), winograd.by_input(grad, weight), winograd.by_weight(grad, x)
-        for ours, theirs in zip(found, exact, strict=True):
+        for ours, theirs in zip(every(grad, x, weight), exact, strict=True):
             assert relative(ours, theirs) < BOUND[dtype]
 
 
-@pytest.mark.parametrize("dtype", [has(torch.bfloat16), has(torch.float32)])
-def test_winograd_gives_the_same_bits_twice(dtype):
-    x, weight = pair(20, 64, 128, 15, 15, dtype)
-    grad = torch.randn(20, 128, 15, 15).to(dtype).contiguous(memory_format=LAST)
-    first, second = ((winograd.forward(x, weight), winograd.by_weight(grad, x)) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
+@pytest.mark.parametrize(("dtype", "stride"), [has(dtype, stride) for dtype, form in winograd.FORMS.items() for stride in form.strides])
+def test_winograd_gives_the_same_bits_whatever_the_threads(dtype, stride):
+    """And an image the same whatever others are there: of few tiles and of many, which go ways of their own."""
+    before = torch.get_num_threads()
+    for shape in ((40, 64, 128, 15, 15), (12, 128, 192, 8, 8)):
+        x, weight = pair(*shape, dtype)
+        grad = made(shape, stride).to(dtype)
+        found = []
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            found.append(every(grad, x, weight, stride))
+        torch.set_num_threads(before)
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+        assert torch.equal(winograd.forward(x[3:4], weight, stride=stride), found[0][0][3:4])
+        assert torch.equal(winograd.by_input(grad[3:4], weight, x[3:4], stride), found[0][1][3:4])
 
 
 @pytest.mark.parametrize(
@@ -260,9 +283,13 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
         assert by(64, 1024, 2048, 8, dtype) == (winograd.forward, None)
         assert by(400, 12, 64, 31, dtype) == by(400, 16, 64, 31, dtype) == (None, None)  # few channels
         assert by(256, 32, 64, 8, dtype) == by(256, 32, 32, 8, dtype) == (None, None)  # the digits recipe, whose figures the README prints
-        assert by(64, 256, 512, 8, dtype, 2) == (None, products.by_weight)
-        assert by(64, 128, 256, 16, dtype, 2) == by(15, 256, 512, 8, dtype, 2) == (None, None)
+        assert by(15, 256, 512, 8, dtype, 2) == (None, None)
         assert by(64, 64, 64, 5, dtype) == (None, None)  # tiles of 4×4 pixels would be mostly padding
+    assert by(64, 256, 512, 8, torch.float32, 2) == (None, products.by_weight)
+    assert by(64, 128, 256, 16, torch.float32, 2) == (None, None)
+    assert by(64, 256, 512, 8, stride=2) == by(64, 128, 256, 16, stride=2) == ours
+    assert by(256, 64, 64, 16, stride=2) == (winograd.forward, None)  # few weights
+    assert by(256, 256, 512, 4, stride=2) == (None, products.by_weight)  # few pixels
     assert by(256, 256, 512, 3) == (products.forward, products.by_weight)
     assert by(16, 512, 512, 2, torch.float32) == (None, products.by_weight)
     assert by(16, 256, 256, 4) == (None, products.by_weight)  # too few pixels for what transforms cost
@@ -282,6 +309,8 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
         ((64, 128, 80, 7, 8), torch.float32, 1),
         ((16, 256, 512, 9, 8), torch.bfloat16, 2),
         ((16, 512, 256, 4, 7), torch.float32, 2),
+        ((64, 128, 256, 16, 15), torch.bfloat16, 2),
+        ((256, 64, 64, 7, 8), torch.bfloat16, 2),
     ],
     ids=str,
 )
@@ -299,7 +328,8 @@ def test_forward_and_backward_are_torchs_whichever_way_is_taken(shape, dtype, st
 
 @pytest.mark.parametrize("shape", [(40, 64, 80, 8, 9), (40, 16, 32, 5, 5), (40, 256, 512, 3, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_of_images_that_are_made_as_they_are_needed_values_are_the_same(shape, dtype, monkeypatch):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_of_images_that_are_made_as_they_are_needed_values_are_the_same(shape, dtype, stride, monkeypatch):
     x, weight = pair(*shape, dtype)
     monkeypatch.setattr(conv, "PART", 17 * x[0].numel() * x.element_size())  # 17 images; 16 is a multiple of eight
     asked = []
@@ -308,9 +338,27 @@ def test_of_images_that_are_made_as_they_are_needed_values_are_the_same(shape, d
         asked.append((first, last))
         return x[first:last]
 
-    assert torch.equal(conv.forward_of(images, torch.empty_like(x, device="meta"), weight), conv.forward(x, weight))
-    ours = conv.winograd.forward_pays(x[:16], shape[2])
+    found = conv.forward_of(images, torch.empty_like(x, device="meta"), weight, stride)
+    assert torch.equal(found, conv.forward(x, weight, stride))
+    ours = conv.winograd.forward_pays(x[:16], shape[2], stride)
     assert asked == [(0, 16), (16, 32), (32, 40)] if ours else asked == [(0, 16), (0, 40)]
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 128, 8, 9), (20, 32, 48, 15, 16)], ids=str)
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_thin_convolution_is_torchs(shape, stride):
+    n, c, k, h, w = shape
+    x = torch.randn(n, c, h, w).bfloat16().contiguous(memory_format=LAST).requires_grad_()
+    layer = layers.Conv1x1(c, k, stride).bfloat16()
+    y = layer(x)
+    assert type(y.grad_fn).__name__ == "_ConvBackward" and y.is_contiguous(memory_format=LAST)
+    grad = torch.randn_like(y)
+    found = (y, *torch.autograd.grad(y, (x, layer.weight), grad))
+    pixels, weight = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    exact = F.conv2d(pixels, weight, None, stride)
+    for ours, theirs in zip(found, (exact, *torch.autograd.grad(exact, (pixels, weight), grad.double())), strict=True):
+        assert relative(ours.detach(), theirs.detach()) < BOUND[torch.bfloat16]
+    assert not taken(layers.Conv1x1(c, k).bfloat16(), x.detach()) and not taken(layers.Conv1x1(c, k, stride), x.detach().float())
 
 
 def taken(layer, x):
@@ -326,7 +374,7 @@ def test_a_layer_takes_them_where_they_pay():
     assert not taken(layer, x.detach()[:15])  # few rows
     assert not taken(layer, torch.randn(15, 256, 6, 6).bfloat16().contiguous(memory_format=LAST))  # many pixels
     assert taken(layers.Conv3x3(256, 512, 2).to(torch.bfloat16).to(memory_format=LAST), x.detach())
-    assert not taken(layers.Conv3x3(128, 256, 2).bfloat16(), x.detach()[:, :128].contiguous(memory_format=LAST))  # a stride, few channels
+    assert not taken(layers.Conv3x3(32, 64, 2).bfloat16(), x.detach()[:, :32].contiguous(memory_format=LAST))  # a stride, few channels
     assert not taken(layers.Conv3x3(256, 512).double(), x.detach().double())
 
 

@@ -1,4 +1,4 @@
-"""3×3 convolutions, padding 1, on the processor: by torch, as `products`, or by `winograd`, whichever is faster at their shape.
+"""3×3 convolutions, padding 1, and thin (1×1) ones on the processor: by torch, as `products`, or by `winograd`, whichever is faster.
 
 Values differ by rounding alone, which for Winograd is relative to the values around.
 """
@@ -19,38 +19,48 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 
 def _ours(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether it is a convolution of the kind that this file is about, of x `[N,C,H,W]`."""
-    kind = stride in (1, 2) and (padding, *weight.shape[2:]) == (1, 3, 3) and x.device.type == "cpu" and x.dim() == 4 and len(x) > 0
-    known = x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
-    return kind and known and x.is_contiguous(memory_format=LAST)
+    """Whether it is a 3×3 convolution of the kind that this file is about, of x `[N,C,H,W]`."""
+    return stride in (1, 2) and (padding, *weight.shape[2:]) == (1, 3, 3) and _known(x)
+
+
+def _thin(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether it is a 1×1 convolution that is faster as products."""
+    return (padding, *weight.shape[2:]) == (0, 1, 1) and _known(x) and products.thin_pays(x, stride)
+
+
+def _known(x: Tensor) -> bool:
+    kind = x.device.type == "cpu" and x.dim() == 4 and len(x) > 0 and x.is_contiguous(memory_format=LAST)
+    return kind and x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
 
 
 def _forward_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     """The fastest way from x to so many channels; None: torch's."""
-    if stride > 1:
-        return None
-    if winograd.forward_pays(x, channels):
+    if winograd.forward_pays(x, channels, stride):
         return winograd.forward
-    return products.forward if products.forward_pays(x, channels) else None
+    return products.forward if stride == 1 and products.forward_pays(x, channels) else None
 
 
 def _weight_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     """The fastest way to the gradient by the weights of a convolution of x; None: torch's."""
-    if stride == 1 and winograd.weight_pays(x, channels):
-        return winograd.by_weight
+    if winograd.weight_pays(x, channels, stride):
+        return functools.partial(winograd.by_weight, stride=stride)
     return functools.partial(products.by_weight, stride=stride) if products.weight_pays(x, channels, stride) else None
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether any part of the work of a convolution, forward or backward, is faster here than by torch."""
     if not _ours(x, weight, stride, padding):
-        return False
+        return _thin(x, weight, stride, padding)
     return _forward_by(x, len(weight), stride) is not None or _weight_by(x, len(weight), stride) is not None
 
 
 def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """`F.conv2d(x, weight, None, stride, padding)` by whichever way is fastest. No gradient goes through it."""
+    if _thin(x, weight, stride, padding):
+        return products.thin(x, weight, stride)
     way = _forward_by(x, len(weight), stride) if _ours(x, weight, stride, padding) else None
+    if way is winograd.forward:
+        return winograd.forward(x, weight, stride=stride)
     return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
 
 
@@ -68,9 +78,9 @@ def forward_of(images: Callable[[int, int], Tensor], like: Tensor, weight: Tenso
     if not _ours(part, weight, stride, padding) or _forward_by(part, len(weight), stride) is not winograd.forward:
         del part
         return forward(images(0, n), weight, stride, padding)
-    y = torch.empty((n, len(weight), *like.shape[2:]), dtype=like.dtype, memory_format=LAST)
+    y = winograd.empty(like, len(weight), stride)
     for first in range(0, n, size):
-        winograd.forward(part if first == 0 else images(first, min(first + size, n)), weight, y[first : first + size])
+        winograd.forward(part if first == 0 else images(first, min(first + size, n)), weight, y[first : first + size], stride)
     return y
 
 
@@ -85,8 +95,13 @@ def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, paddin
     """The gradient of `forward` by x. like: of x's shape, dtype and layout, on whatever device: its values are not read."""
     if like.is_contiguous(memory_format=LAST):
         grad = grad.contiguous(memory_format=LAST)
-        if _ours(grad, weight, stride, padding) and (way := _forward_by(grad, like.shape[1], stride)):
-            return products.by_input(grad, weight) if way is products.forward else winograd.by_input(grad, weight)
+        if _thin(grad, weight, stride, padding):
+            return products.thin_by_input(grad, weight, like, stride)
+        if _ours(grad, weight, stride, padding):
+            if winograd.input_pays(grad, like.shape[1], stride):
+                return winograd.by_input(grad, weight, like, stride)
+            if stride == 1 and products.forward_pays(grad, like.shape[1]):
+                return products.by_input(grad, weight)
     return _torchs(grad, torch.empty_like(like, device=grad.device), weight, stride, padding, 0)
 
 

@@ -1,4 +1,4 @@
-"""3×3 convolutions (padding 1) of few pixels, or strided, and many channels as matrix products that leave the padding out.
+"""Convolutions as matrix products: of 1×1 taps with a stride, and 3×3 ones (padding 1) of few pixels, or strided, and many channels.
 
 oneDNN, which computes convolutions for torch, is slow at such shapes, above all the gradient by the weights, and multiplies the
 padding: of nine taps at 3×3 pixels only 49/81 fall on a pixel. Here pixels at the border are multiplied by the taps that see them,
@@ -77,3 +77,24 @@ def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
             below, above = _shifted(h, i, stride)
             torch.mm(grads[below].reshape(-1, k).t(), pixels[above].reshape(-1, c), out=out[:, i, j])
     return out.permute(0, 3, 1, 2)
+
+
+def thin_pays(x: Tensor, stride: int) -> bool:
+    """Whether products are the faster way to a convolution of x by 1×1 taps with a stride, or to its gradient by x."""
+    n, _, h, w = x.shape
+    return stride > 1 and x.dtype is torch.bfloat16 and n * h * w >= 1 << 12
+
+
+def thin(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """`F.conv2d(x, weight, stride=stride)` of x `[N,C,H,W]`, channels last, and weight `[K,C,1,1]`: of the pixels that it sees."""
+    pixels = x.permute(0, 2, 3, 1)[:, ::stride, ::stride]
+    return torch.mm(pixels.reshape(-1, x.shape[1]), weight.flatten(1).t()).view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+def thin_by_input(grad: Tensor, weight: Tensor, like: Tensor, stride: int) -> Tensor:
+    """The gradient of `thin` by x. like: of x's shape."""
+    found = torch.empty(like.shape, dtype=grad.dtype, memory_format=LAST).zero_()
+    pixels = grad.permute(0, 2, 3, 1)
+    products = torch.mm(pixels.reshape(-1, grad.shape[1]), weight.flatten(1))
+    found.permute(0, 2, 3, 1)[:, ::stride, ::stride] = products.view(*pixels.shape[:3], -1)
+    return found

@@ -37,14 +37,16 @@ from torch import Tensor
 from spiketrain.kernels import cpp
 
 LAST = torch.channels_last
-TILE, PLACES = 4, 36
-"""Pixels of a tile's side, and products a tile."""
+TILE, PLACES = 4, {1: 36, 2: 81}
+"""Pixels of y a tile's side, and products a tile, with a stride."""
 WIDE = 64
 """Channels are dealt with so many at a time."""
 FEWEST = 64
 """So many of them are worth what transforms cost. (32 gain too, but the README prints figures of a network that has them.)"""
-MANY, MOST = 1 << 18, 1 << 20
-"""Weights from which on there are many of them, and most for the gradient by them: more were not measured."""
+FEW, MANY, MOST = 1 << 13, 1 << 18, 1 << 20
+"""Weights: fewest for the gradient by those of a strided convolution; from which on there are many; most for the gradient by them: more
+were not measured.
+"""
 LEAST = 64, 128
 """Fewest tiles, below `MANY` weights and from there on: the weights' transform costs as much whatever the number of tiles."""
 SUMS, TRANSFORMED, ONCE = 40 << 20, 3 << 20, 20 << 20
@@ -68,15 +70,18 @@ class Form:
     size: int
     blocks: tuple[int, int]
     deepest: int
+    strides: tuple[int, ...]
 
-    def block(self, which: int, weights: int) -> int:
-        """Tiles a block: of many weights twice as many, as all of them, or their sums, pass through the cache once a block."""
-        return self.blocks[which] * (2 if weights >= MANY else 1)
+    def block(self, which: int, weights: int, stride: int) -> int:
+        """Tiles a block: half as many of the greater ones of a stride, and twice as many with many weights, as all of them, or their sums,
+        pass through the cache once a block.
+        """
+        return self.blocks[which] // stride * (2 if weights >= MANY else 1)
 
 
 FORMS = {
-    torch.bfloat16: Form("winograd_i16", lanes=32, size=2, blocks=(32, 256), deepest=1024),
-    torch.float32: Form("winograd_f32", lanes=16, size=4, blocks=(32, 192), deepest=1 << 16),
+    torch.bfloat16: Form("winograd_i16", lanes=32, size=2, blocks=(32, 192), deepest=1024, strides=(1, 2)),
+    torch.float32: Form("winograd_f32", lanes=16, size=4, blocks=(32, 192), deepest=1 << 16, strides=(1,)),
 }
 
 
@@ -94,20 +99,38 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
 
 
-def forward_pays(x: Tensor, channels: int) -> bool:
-    """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels, or to its gradient by x."""
-    n, c, h, w = x.shape
+def _halves(side: int, stride: int) -> int:
+    """Pixels of y for a side of x."""
+    return (side + stride - 1) // stride
+
+
+def forward_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
+    """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels."""
+    return _pays(x, channels, stride, *(_halves(side, stride) for side in x.shape[2:]))
+
+
+def input_pays(grad: Tensor, channels: int, stride: int = 1) -> bool:
+    """The same of the gradient by x, which has so many channels, of y's gradient."""
+    return _pays(grad, channels, stride, *grad.shape[2:])
+
+
+def _pays(x: Tensor, channels: int, stride: int, h: int, w: int) -> bool:
+    """h, w: of y."""
+    n, c = x.shape[:2]
     form = FORMS.get(x.dtype)
-    if form is None or c % form.lanes or channels % form.lanes or c > form.deepest or min(c, channels) < FEWEST or min(h, w) <= 3:
+    if form is None or stride not in form.strides or c % form.lanes or channels % form.lanes or c > form.deepest:
+        return False
+    if min(c, channels) < FEWEST or min(h, w) <= 3:
         return False
     tiles = -(-h // TILE) * -(-w // TILE)
     enough = n * tiles >= LEAST[c * channels >= MANY] and tiles * TILE**2 <= 2 * h * w  # which are mostly filled
     return enough and _library(x.dtype) is not None
 
 
-def weight_pays(x: Tensor, channels: int) -> bool:
+def weight_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
     """The same of the gradient by the weights of a convolution of x."""
-    return x.shape[1] * channels <= MOST and forward_pays(x, channels)
+    fewest = 1 if stride == 1 else FEW
+    return fewest <= x.shape[1] * channels <= MOST and forward_pays(x, channels, stride)
 
 
 def _p(*tensors: Tensor) -> list[ctypes.c_void_p]:
@@ -124,48 +147,52 @@ def _of(dtype: torch.dtype) -> tuple[Form, ctypes.CDLL]:
     return FORMS[dtype], library
 
 
-def _convolve(x: Tensor, weight: Tensor, outputs: int, steps: tuple[int, int, int], y: Tensor | None = None) -> Tensor:
-    """y `[N,K,H,W]`, which is filled if it is given.
-
-    weight: of which the first element is the first tap of the first weight; steps: from one output, input, tap to the next.
+def _convolve(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int) -> Tensor:
+    """y `[N,K,H,W]`, filled. weight: of which the first element is the first tap of the first weight; steps: from one output, input, tap
+    to the next; kind: the stride, or less than 0 for the gradient by the input of a strided convolution.
     """
-    n, c, h, w = x.shape
+    (n, c), k, (h, w) = x.shape[:2], y.shape[1], (x if kind > 0 else y).shape[2:]
     form, library = _of(x.dtype)
-    if y is None:
-        y = torch.empty((n, outputs, h, w), dtype=x.dtype, memory_format=LAST)
-    sizes = _sizes(n, h, w, c, outputs, *steps, form.block(0, c * outputs))
-    library.winograd_forward(*_p(x, weight, y), *sizes, torch.get_num_threads())
+    sizes = _sizes(n, h, w, c, k, *steps, form.block(0, c * k, abs(kind)))
+    library.winograd_forward(*_p(x, weight, y), *sizes, kind, torch.get_num_threads())
     return y
 
 
-def forward(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """`F.conv2d(x, weight, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, both of one dtype and channels last.
+def empty(x: Tensor, channels: int, stride: int) -> Tensor:
+    """What a convolution of x to so many channels fills."""
+    return torch.empty((len(x), channels, *(_halves(side, stride) for side in x.shape[2:])), dtype=x.dtype, memory_format=LAST)
+
+
+def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1) -> Tensor:
+    """`F.conv2d(x, weight, stride=stride, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, both of one dtype and channels last.
 
     out: where it is to be. An image's values are the same whatever others are in x.
     """
     weight = weight.contiguous(memory_format=LAST)
     k, c = weight.shape[:2]
-    return _convolve(x, weight, k, (9 * c, 1, c), out)
+    return _convolve(x, weight, empty(x, k, stride) if out is None else out, (9 * c, 1, c), stride)
 
 
-def by_input(grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `forward` by x."""
+def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: int = 1) -> Tensor:
+    """The gradient of `forward` by x. like: of x's shape, where there is a stride."""
     weight = weight.contiguous(memory_format=LAST)
     c = weight.shape[1]
-    return _convolve(grad, weight.permute(0, 2, 3, 1)[:, 2, 2], c, (1, 9 * c, -c))
+    x = torch.empty((len(grad), c, *(grad if like is None else like).shape[2:]), dtype=grad.dtype, memory_format=LAST)
+    return _convolve(grad, weight.permute(0, 2, 3, 1)[:, 2, 2], x, (1, 9 * c, -c), 1 if stride == 1 else -stride)
 
 
-def by_weight(grad: Tensor, x: Tensor) -> Tensor:
+def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
     """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last: the same whatever the number of threads."""
-    (n, k, h, w), c = grad.shape, x.shape[1]
+    (n, c, h, w), k = x.shape, grad.shape[1]
     form, library = _of(x.dtype)
-    turn = min(k, max(WIDE, SUMS // (4 * PLACES * c) // WIDE * WIDE))
-    block = form.block(1, c * k)
-    blocks, size = -(-n * -(-h // TILE) * -(-w // TILE) // block), PLACES * block * form.size  # of all tiles; bytes of one, a channel
+    turn = min(k, max(WIDE, SUMS // (4 * PLACES[1] * c) // WIDE * WIDE))
+    block = form.block(1, c * k, stride)
+    tiles, size = n * -(-grad.shape[2] // TILE) * -(-grad.shape[3] // TILE), PLACES[stride] * block * form.size  # size: bytes a channel
+    blocks = -(-tiles // block)
     if blocks * size * c > ONCE:
         blocks = min(blocks, max(1, TRANSFORMED // (size * (c + turn))))
-    sums = torch.empty((PLACES, turn, c))
+    sums = torch.empty((PLACES[1], turn, c))
     found = torch.empty((k, c, 3, 3), memory_format=LAST)
     sizes = _sizes(n, h, w, c, k, turn, block, blocks)
-    library.winograd_by_weight(*_p(x, grad, sums, found), *sizes, torch.get_num_threads())
+    library.winograd_by_weight(*_p(x, grad, sums, found), *sizes, stride, torch.get_num_threads())
     return found

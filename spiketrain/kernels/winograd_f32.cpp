@@ -7,6 +7,8 @@
 
 namespace {
 
+const int PLACES = Same::PLACES;
+
 struct Ops {
 #if defined(__AVX512F__)
     static const int LANES = 16, VECTORS = 4;
@@ -46,24 +48,23 @@ struct Add {  // to what is there in rows that are `apart`, if something is
 struct Work {  // see `by_weight`; v [blocks,36,block,C], g [blocks,36,block,turn], whose places are PAD further apart
     static const int WIDE = ::WIDE;
     const float *x, *grad;
-    Sizes s;
-    i64 C, K, turn, of_x, of_grad;  // of_: from one place to the next
+    i64 width, C, K, turn, of_x, of_grad;  // width: of images; of_: from one place to the next
     Buffer<float> v, g;
-    Work(const float* x, const float* grad, Sizes s, i64 C, i64 K, i64 turn, i64 block, i64 blocks)
-        : x(x), grad(grad), s(s), C(C), K(K), turn(turn), of_x(block * C + PAD), of_grad(block * turn + PAD),
+    Work(const float* x, const float* grad, i64 width, i64 C, i64 K, i64 turn, i64 block, i64 blocks)
+        : x(x), grad(grad), width(width), C(C), K(K), turn(turn), of_x(block * C + PAD), of_grad(block * turn + PAD),
           v(buffer<float>(blocks * PLACES * of_x)), g(buffer<float>(blocks * PLACES * of_grad)) {}
     i64 scratch() const { return 0; }
     void take_x(const Tile* at, i64 tiles, i64 c, i64 slot, float*) {
         for (i64 t = 0; t < tiles; t++) {
             V out[PLACES];
-            transform_input(x, s, C, at[t], c, Ops::load, out);
+            transform_input<Same>(x, width, C, at[t], c, Ops::load, out);
             UNROLL for (int p = 0; p < PLACES; p++) store(v.get() + (slot * PLACES + p) * of_x + t * C + c, out[p]);
         }
     }
     void take_grad(const Tile* at, i64 tiles, i64 start, i64 k, i64, i64 slot, float*) {
         for (i64 t = 0; t < tiles; t++) {
             V out[PLACES];
-            transform_grad(grad, s, K, at[t], start + k, Ops::load, out);
+            transform_grad<Same>(grad, width, K, at[t], start + k, Ops::load, out);
             UNROLL for (int p = 0; p < PLACES; p++) store(g.get() + (slot * PLACES + p) * of_grad + t * turn + k, out[p]);
         }
     }
@@ -80,9 +81,9 @@ extern "C" {
 // y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next; most: tiles at a
 // time.
 void winograd_forward(
-    const float* x, const float* w, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, i64 most, int threads) {
-    const Sizes s{N, H, W};
-    const i64 block = std::min(most, (s.tiles() + threads - 1) / threads);
+    const float* x, const float* w, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, i64 most, int /* stride 1 */, int threads) {
+    const Grid<Same> grid{{N, H, W}, {N, H, W}};
+    const i64 block = std::min(most, (grid.tiles() + threads - 1) / threads);
     const Buffer<float> transformed = buffer<float>(PLACES * C * K);  // [K/WIDE][36,C,WIDE], the last with what is left of K
     float* const u = transformed.get();
 #pragma omp parallel num_threads(threads)
@@ -95,18 +96,18 @@ void winograd_forward(
                 V g[9], out[PLACES];
                 for (int t = 0; t < 9; t++)
                     for (int lane = 0; lane < LANES; lane++) g[t][lane] = w[(o + lane) * to + i * from + t * tap];
-                transform_weight(g, out);
+                transform_weight<Same>(g, out);
                 UNROLL for (int p = 0; p < PLACES; p++) store(u + PLACES * C * first + (p * C + i) * width + o - first, out[p]);
             }
         }
 #pragma omp for schedule(dynamic)
-        for (i64 first = 0; first < s.tiles(); first += block) {
-            const i64 here = std::min(block, s.tiles() - first);
+        for (i64 first = 0; first < grid.tiles(); first += block) {
+            const i64 here = std::min(block, grid.tiles() - first);
             for (i64 t = 0; t < here; t++) {
-                const Tile at(s, first + t);
+                const Tile at = grid.tile(first + t);
                 for (i64 c = 0; c < C; c += LANES) {
                     V out[PLACES];
-                    transform_input(x, s, C, at, c, Ops::load, out);
+                    transform_input<Same>(x, W, C, at, c, Ops::load, out);
                     UNROLL for (int p = 0; p < PLACES; p++) store(v.get() + (p * block + t) * C + c, out[p]);
                 }
             }
@@ -117,15 +118,15 @@ void winograd_forward(
                     products<Ops>(here, a, C, 1, width, by, width, C, Store<Ops, float>{m.get() + p * block * WIDE, WIDE});
                 }
                 for (i64 t = 0; t < here; t++) {
-                    const Tile at(s, first + t);
+                    const Tile at = grid.tile(first + t);
                     for (i64 c = 0; c < width; c += LANES) {
-                        V in[PLACES], out[TILE * TILE];
+                        V in[PLACES], out[Same::MADE * Same::MADE];
                         UNROLL for (int p = 0; p < PLACES; p++) in[p] = Ops::load(m.get() + (p * block + t) * WIDE + c);
-                        transform_output(in, out);
-                        float* const to = y + at.pixel * K + k + c;
-                        UNROLL for (int i = 0; i < TILE; i++)
-                            UNROLL for (int j = 0; j < TILE; j++)
-                                if (at.has(i, j)) store(to + (i * W + j) * K, out[i * TILE + j] * (1.0f / 16));
+                        transform_output<Same>(in, out);
+                        float* const to = y + at.made * K + k + c;
+                        UNROLL for (int i = 0; i < Same::MADE; i++)
+                            UNROLL for (int j = 0; j < Same::MADE; j++)
+                                if (at.makes(i, j)) store(to + (i * W + j) * K, out[i * Same::MADE + j] * Same::FACTOR);
                     }
                 }
             }
@@ -136,8 +137,8 @@ void winograd_forward(
 // gw, see `by_weight`
 void winograd_by_weight(
     const float* x, const float* grad, float* sums, float* gw, i64 N, i64 H, i64 W, i64 C, i64 K, i64 turn, i64 block, i64 blocks,
-    int threads) {
-    Work work(x, grad, {N, H, W}, C, K, turn, block, blocks);
-    by_weight<Ops>(work, sums, gw, work.s, K, turn, block, blocks, threads);
+    int /* stride 1 */, int threads) {
+    Work work(x, grad, W, C, K, turn, block, blocks);
+    by_weight<Same, Ops>(work, {{N, H, W}, {N, H, W}}, sums, gw, K, turn, block, blocks, threads);
 }
 }

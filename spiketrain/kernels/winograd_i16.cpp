@@ -66,10 +66,10 @@ struct Quarters {
 };
 inline bool none(__m512i x) { return !_mm512_test_epi32_mask(x, x); }
 
-// Whether the TWO values of the tile's first pixel from channel c on are quarters, which costs little to know.
+// Whether the TWO values of a tile's pixel from channel c on are quarters, which costs little to know.
 inline bool may_be_quarters(const bf16* x, i64 C, const Tile& at, i64 c) {
     __m512i other{};
-    Quarters{&other}(x + at.pixel * C + c);
+    Quarters{&other}(x + at.sure * C + c);
     return none(other);
 }
 
@@ -95,13 +95,13 @@ inline __m512i greatest(const float* values, i64 n) {
     return found;
 }
 
-// Sums of squares of transformed values, lane by lane, at each place.
-struct Squares {
+// Sums of squares of transformed values, lane by lane, at each of so many places.
+template <int PLACES> struct Squares {
     V sums[PLACES] = {};
     void add(const V* places) {
         UNROLL for (int p = 0; p < PLACES; p++) sums[p] = _mm512_fmadd_ps(places[p], places[p], sums[p]);
     }
-    // No less than the norm at any place, of the n times 36 values that were added; NaN where not all are finite. top(): `greatest` of them.
+    // No less than the norm at any place, of the n times PLACES values that were added; NaN where not all are finite. top(): `greatest` of them.
     template <class F> V norm(i64 n, F top) const {
         __m512i most = _mm512_setzero_si512();
         UNROLL for (int p = 0; p < PLACES; p++) most = _mm512_max_epu32(most, _mm512_castps_si512(sums[p]));
@@ -170,7 +170,7 @@ struct Add {  // times the inverse scales of a row and a column, to what is ther
     }
 };
 
-struct Panels {  // of WIDE channels of `pairs` pairs of tiles, [36,width/WIDE,pairs,WIDE], the last with what is left of `width`
+struct Panels {  // of WIDE channels of `pairs` pairs of tiles, [places,width/WIDE,pairs,WIDE], the last with what is left of `width`
     i64 width, pairs;
     i64 place() const { return width * pairs + PAD; }
     i64 channels(i64 first) const { return std::min<i64>(WIDE, width - first); }
@@ -178,16 +178,17 @@ struct Panels {  // of WIDE channels of `pairs` pairs of tiles, [36,width/WIDE,p
 };
 
 // Tiles of x as pairs, at `to`, of TWO channels from c on, if all are quarters, which then need no scale.
-inline bool pairs_of_quarters(const bf16* x, const Sizes& s, const Tile* at, i64 tiles, const Panels& panels, i64 c, uint32_t* to) {
+template <class F>
+inline bool pairs_of_quarters(const bf16* x, i64 image_width, const Tile* at, i64 tiles, const Panels& panels, i64 c, uint32_t* to) {
     if (!may_be_quarters(x, panels.width, at[0], c)) return false;
     const i64 panel = c / WIDE * WIDE, wide = panels.channels(panel);
     for (i64 t = 0; t < tiles; t += 2) {
-        Whole one[PLACES], two[PLACES] = {};
+        Whole one[F::PLACES], two[F::PLACES] = {};
         __m512i other{};
-        transform_input(x, s, panels.width, at[t], c, Quarters{&other}, one);
-        if (t + 1 < tiles) transform_input(x, s, panels.width, at[t + 1], c, Quarters{&other}, two);
+        transform_input<F>(x, image_width, panels.width, at[t], c, Quarters{&other}, one);
+        if (t + 1 < tiles) transform_input<F>(x, image_width, panels.width, at[t + 1], c, Quarters{&other}, two);
         if (!none(other)) return false;
-        for (int p = 0; p < PLACES; p++) {
+        for (int p = 0; p < F::PLACES; p++) {
             uint32_t* const here = to + panels.at(p, panel) + t / 2 * wide + c - panel;
             _mm512_storeu_si512(here, join((__m512i)one[p], (__m512i)two[p]));
             _mm512_storeu_si512(here + LANES, _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32((__m512i)one[p], 16), (__m512i)two[p]));
@@ -197,10 +198,10 @@ inline bool pairs_of_quarters(const bf16* x, const Sizes& s, const Tile* at, i64
 }
 
 // Tiles as pairs, at `to`, of whatever transform(tile, places) gives for LANES channels, in columns from c on; back: the inverse scales of
-// the channels; scratch [tiles,36,LANES].
-template <class F> void pairs_of_tiles(i64 tiles, const Panels& panels, i64 c, F transform, float* scratch, uint32_t* to, float* back) {
+// the channels; scratch [tiles,places,LANES].
+template <int PLACES, class T> void pairs_of_tiles(i64 tiles, const Panels& panels, i64 c, T transform, float* scratch, uint32_t* to, float* back) {
     const i64 panel = c / WIDE * WIDE, wide = panels.channels(panel);
-    Squares squares;
+    Squares<PLACES> squares;
     for (i64 t = 0; t < tiles; t++) {
         V* const out = (V*)(scratch + t * PLACES * LANES);
         transform(t, out);
@@ -218,37 +219,37 @@ template <class F> void pairs_of_tiles(i64 tiles, const Panels& panels, i64 c, F
     }
 }
 
-struct Work {  // see `by_weight`
+template <class F> struct Work {  // see `by_weight`
     static const int WIDE = ::WIDE;
     const bf16 *x, *grad;
-    Sizes s;
+    Grid<F> grid;
     i64 C, K, turn, block, of_x, of_grad;  // of_: words of a block
     Buffer<uint32_t> v, g;
     Buffer<float> by, back;  // inverse scales
-    Work(const bf16* x, const bf16* grad, Sizes s, i64 C, i64 K, i64 turn, i64 block, i64 blocks)
-        : x(x), grad(grad), s(s), C(C), K(K), turn(turn), block(block), of_x(PLACES * Panels{C, block / 2}.place()),
-          of_grad(PLACES * Panels{turn, block / 2}.place()), v(buffer<uint32_t>(blocks * of_x)), g(buffer<uint32_t>(blocks * of_grad)),
+    Work(const bf16* x, const bf16* grad, Grid<F> grid, i64 C, i64 K, i64 turn, i64 block, i64 blocks)
+        : x(x), grad(grad), grid(grid), C(C), K(K), turn(turn), block(block), of_x(F::PLACES * Panels{C, block / 2}.place()),
+          of_grad(F::PLACES * Panels{turn, block / 2}.place()), v(buffer<uint32_t>(blocks * of_x)), g(buffer<uint32_t>(blocks * of_grad)),
           by(buffer<float>(blocks * C)), back(buffer<float>(blocks * turn)) {}
-    i64 scratch() const { return block * PLACES * LANES; }
+    i64 scratch() const { return block * F::PLACES * LANES; }
     void take_x(const Tile* at, i64 tiles, i64 c, i64 slot, float* scratch) {
         const Panels panels{C, block / 2};
         uint32_t* const to = v.get() + slot * of_x;
         float* const scales = by.get() + slot * C;
-        if (pairs_of_quarters(x, s, at, tiles, panels, c, to)) {
+        if (pairs_of_quarters<F>(x, grid.seen.W, at, tiles, panels, c, to)) {
             std::fill_n(scales + c, TWO, 0.25f);
             return;
         }
-        const auto even = [&](i64 t, V* out) { transform_input(x, s, C, at[t], c, Even(), out); };
-        const auto odd = [&](i64 t, V* out) { transform_input(x, s, C, at[t], c, Odd(), out); };
-        pairs_of_tiles(tiles, panels, c, even, scratch, to, scales);
-        pairs_of_tiles(tiles, panels, c + LANES, odd, scratch, to, scales);
+        const auto even = [&](i64 t, V* out) { transform_input<F>(x, grid.seen.W, C, at[t], c, Even(), out); };
+        const auto odd = [&](i64 t, V* out) { transform_input<F>(x, grid.seen.W, C, at[t], c, Odd(), out); };
+        pairs_of_tiles<F::PLACES>(tiles, panels, c, even, scratch, to, scales);
+        pairs_of_tiles<F::PLACES>(tiles, panels, c + LANES, odd, scratch, to, scales);
     }
     void take_grad(const Tile* at, i64 tiles, i64 start, i64 k, i64 count, i64 slot, float* scratch) {
         const Panels panels{count, block / 2};
-        const auto even = [&](i64 t, V* out) { transform_grad(grad, s, K, at[t], start + k, Even(), out); };
-        const auto odd = [&](i64 t, V* out) { transform_grad(grad, s, K, at[t], start + k, Odd(), out); };
-        pairs_of_tiles(tiles, panels, k, even, scratch, g.get() + slot * of_grad, back.get() + slot * turn);
-        pairs_of_tiles(tiles, panels, k + LANES, odd, scratch, g.get() + slot * of_grad, back.get() + slot * turn);
+        const auto even = [&](i64 t, V* out) { transform_grad<F>(grad, grid.made.W, K, at[t], start + k, Even(), out); };
+        const auto odd = [&](i64 t, V* out) { transform_grad<F>(grad, grid.made.W, K, at[t], start + k, Odd(), out); };
+        pairs_of_tiles<F::PLACES>(tiles, panels, k, even, scratch, g.get() + slot * of_grad, back.get() + slot * turn);
+        pairs_of_tiles<F::PLACES>(tiles, panels, k + LANES, odd, scratch, g.get() + slot * of_grad, back.get() + slot * turn);
     }
     void multiply(i64 p, i64 k, i64 count, i64 c, i64 tiles, i64 slot, float* to, bool more) {
         const Panels left{count, block / 2}, right{C, block / 2};
@@ -259,23 +260,24 @@ struct Work {  // see `by_weight`
     }
 };
 
-// Bᵀ·d·B of a tile in whole numbers, [36] of C channels that are `place` apart, and their inverse scale.
-float transformed(const bf16* x, const Sizes& s, i64 C, const Tile& at, float* scratch, int16_t* v, i64 place) {
+// Bᵀ·d·B of a tile in whole numbers, C channels at places that are `place` apart, and their inverse scale.
+template <class F> float transformed(const bf16* x, i64 width, i64 C, const Tile& at, float* scratch, int16_t* v, i64 place) {
+    const int PLACES = F::PLACES;
     if (may_be_quarters(x, C, at, 0)) {
         __m512i other{};
         for (i64 c = 0; c < C && none(other); c += TWO) {
             Whole out[PLACES];
-            transform_input(x, s, C, at, c, Quarters{&other}, out);
+            transform_input<F>(x, width, C, at, c, Quarters{&other}, out);
             UNROLL for (int p = 0; p < PLACES; p++) _mm512_storeu_si512(v + p * place + c, (__m512i)out[p]);
         }
         if (none(other)) return 0.25f;
     }
-    Squares squares;
+    Squares<PLACES> squares;
     for (i64 c = 0; c < C; c += TWO) {
         V* const out = (V*)(scratch + PLACES * c);
-        transform_input(x, s, C, at, c, Even(), out);
+        transform_input<F>(x, width, C, at, c, Even(), out);
         squares.add(out);
-        transform_input(x, s, C, at, c, Odd(), out + PLACES);
+        transform_input<F>(x, width, C, at, c, Odd(), out + PLACES);
         squares.add(out + PLACES);
     }
     const V norms = squares.norm(C / LANES, [&] { return greatest(scratch, C / LANES * PLACES); });
@@ -292,12 +294,12 @@ float transformed(const bf16* x, const Sizes& s, i64 C, const Tile& at, float* s
 }
 
 // To and of transformed weights: panels of WIDE outputs (the last of what is left), each [36,ins/2,WIDE] of pairs.
-struct Weights {
+template <class F> struct Weights {
     const bf16* w;
     i64 outs, ins, to, from, tap;  // see `winograd_forward`
     i64 width(i64 first) const { return std::min<i64>(WIDE, outs - first); }
     i64 place(i64 first) const { return width(first) * (ins / 2) + PAD; }  // from one place to the next, in the panel of output `first`
-    i64 panel() const { return PLACES * (WIDE * (ins / 2) + PAD); }
+    i64 panel() const { return WEIGHTS * (WIDE * (ins / 2) + PAD); }
     i64 scratch() const { return ins * 9 * LANES; }
     // LANES outputs from o on, into u, the panel that they are of; back: their inverse scales. They are transformed twice, as that is
     // quicker than to keep what comes of it.
@@ -308,103 +310,124 @@ struct Weights {
         else
             for (i64 i = 0; i < ins; i += TWO)
                 for (int t = 0; t < 9; t++) columns(w + o * to + i + t * tap, to, taps + (i * 9 + t) * LANES, 9 * LANES);
-        Squares squares;
+        Squares<WEIGHTS> squares;
         __m512i top = _mm512_setzero_si512();
         for (i64 i = 0; i < ins; i++) {
-            V out[PLACES];
-            transform_weight((const V*)(taps + i * 9 * LANES), out);
+            V out[WEIGHTS];
+            transform_weight<F>((const V*)(taps + i * 9 * LANES), out);
             squares.add(out);
-            UNROLL for (int p = 0; p < PLACES; p++) top = greater(top, out[p]);
+            UNROLL for (int p = 0; p < WEIGHTS; p++) top = greater(top, out[p]);
         }
         const V most = _mm512_castsi512_ps(top) * _mm512_set1_ps(NORM / NUMBER);
         const Scale by(_mm512_max_ps(most, squares.norm(ins, [&] { return top; })), _mm512_set1_ps(NORM));
         _mm512_storeu_ps(back, by.back);
         const i64 first = o / WIDE * WIDE;
         for (i64 i = 0; i < ins; i += 2) {
-            V even[PLACES], odd[PLACES];
-            transform_weight((const V*)(taps + i * 9 * LANES), even);
-            transform_weight((const V*)(taps + (i + 1) * 9 * LANES), odd);
+            V even[WEIGHTS], odd[WEIGHTS];
+            transform_weight<F>((const V*)(taps + i * 9 * LANES), even);
+            transform_weight<F>((const V*)(taps + (i + 1) * 9 * LANES), odd);
             uint32_t* const at = u + i / 2 * width(first) + o - first;
-            UNROLL for (int p = 0; p < PLACES; p++)
+            UNROLL for (int p = 0; p < WEIGHTS; p++)
                 _mm512_storeu_si512(at + p * place(first), join(rounded(even[p], by.by), rounded(odd[p], by.by)));
         }
     }
 };
 
-// Transformed tiles of x, [36] of [tiles,C] that are `place` apart, and their inverse scales.
-struct Tiles {
+// Transformed tiles of x, at each place [tiles,C], which are `place` apart, and their inverse scales.
+template <class F> struct Tiles {
+    static const int PLACES = F::PLACES;
     i64 C, place;
     Buffer<int16_t> v;
     Buffer<float> back;
     Tiles(i64 tiles, i64 C) : C(C), place(tiles * C + PAD * 2), v(buffer<int16_t>(PLACES * place)), back(buffer<float>(tiles)) {}
-    void transform(const bf16* x, const Sizes& s, const Tile& at, i64 t, float* scratch) {
-        back[t] = transformed(x, s, C, at, scratch, v.get() + t * C, place) * (1.0f / 16);
+    void transform(const bf16* x, i64 width, const Tile& at, i64 t, float* scratch) {
+        back[t] = transformed<F>(x, width, C, at, scratch, v.get() + t * C, place) * F::FACTOR;
     }
-    // Their pixels of y, in the panel of output k; u: that panel, back_u: its inverse scales; m [36,tiles,WIDE], places PAD further apart.
-    void outputs(const Tile* at, i64 first, i64 tiles, const Weights& w, i64 k, const uint32_t* u, const float* back_u, int32_t* m, bf16* y,
-                 i64 line) const {
+    // Their pixels of y, which has `line` a line, in the panel of output k; u: that panel, back_u: its inverse scales; m [places,tiles,WIDE],
+    // places PAD further apart.
+    void outputs(const Tile* at, i64 first, i64 tiles, const Weights<F>& w, i64 k, const uint32_t* u, const float* back_u, int32_t* m,
+                 bf16* y, i64 line) const {
         const i64 width = w.width(k), sums = tiles * WIDE + PAD;
         for (int p = 0; p < PLACES; p++) {
             const uint32_t* const a = (const uint32_t*)(v.get() + p * place + first * C);
-            products<Ops>(tiles, a, C / 2, 1, width, u + p * w.place(k), width, C / 2, Store<Ops, int32_t>{m + p * sums, WIDE});
+            const uint32_t* const by = u + weight_of<F>(p) * w.place(k);
+            products<Ops>(tiles, a, C / 2, 1, width, by, width, C / 2, Store<Ops, int32_t>{m + p * sums, WIDE});
         }
         for (i64 t = 0; t < tiles; t++)
             for (i64 c = 0; c < width; c += LANES) {
-                V in[PLACES], out[TILE * TILE];
+                V in[PLACES], out[F::MADE * F::MADE];
                 UNROLL for (int p = 0; p < PLACES; p++) in[p] = _mm512_cvtepi32_ps(_mm512_load_si512(m + p * sums + t * WIDE + c));
-                transform_output(in, out);
+                transform_output<F>(in, out);
                 const V times = _mm512_loadu_ps(back_u + c) * _mm512_set1_ps(back[first + t]);
-                bf16* const to = y + at[t].pixel * w.outs + k + c;
-                UNROLL for (int i = 0; i < TILE; i++)
-                    UNROLL for (int j = 0; j < TILE; j++)
-                        if (at[t].has(i, j)) store(to + (i * line + j) * w.outs, out[i * TILE + j] * times);
+                bf16* const to = y + at[t].made * w.outs + k + c;
+                UNROLL for (int i = 0; i < F::MADE; i++)
+                    UNROLL for (int j = 0; j < F::MADE; j++)
+                        if (at[t].makes(i, j)) store(to + (i * line + j) * w.outs, out[i * F::MADE + j] * times);
             }
     }
 };
 
 // Where there are many tiles: all weights are transformed, and then blocks of tiles go their way, each in the caches of a core.
-void by_tiles(const bf16* x, const Weights& w, bf16* y, const Sizes& s, i64 most, int threads) {
-    const i64 block = std::min(most, (s.tiles() + threads - 1) / threads);
+template <class F> void by_tiles(const bf16* x, const Weights<F>& w, bf16* y, const Grid<F>& grid, i64 most, int threads) {
+    const int PLACES = F::PLACES;
+    const i64 block = std::min(most, (grid.tiles() + threads - 1) / threads);
     const Buffer<uint32_t> u = buffer<uint32_t>((w.outs + WIDE - 1) / WIDE * w.panel());
     const Buffer<float> back = buffer<float>(w.outs);
 #pragma omp parallel num_threads(threads)
     {
         const Buffer<float> scratch = buffer<float>(std::max(w.scratch(), PLACES * w.ins));
         const Buffer<int32_t> m = buffer<int32_t>(PLACES * (block * WIDE + PAD));
-        Tiles tiles(block, w.ins);
+        Tiles<F> tiles(block, w.ins);
 #pragma omp for schedule(dynamic, 2)
         for (i64 o = 0; o < w.outs; o += LANES) w.transform(o, scratch.get(), u.get() + o / WIDE * w.panel(), back.get() + o);
 #pragma omp for schedule(dynamic)
-        for (i64 first = 0; first < s.tiles(); first += block) {
-            const i64 here = std::min(block, s.tiles() - first);
-            const Buffer<Tile> at = tiles_from(s, first, here);
-            for (i64 t = 0; t < here; t++) tiles.transform(x, s, at[t], t, scratch.get());
+        for (i64 first = 0; first < grid.tiles(); first += block) {
+            const i64 here = std::min(block, grid.tiles() - first);
+            const Buffer<Tile> at = grid.tiles(first, here);
+            read(x, w.ins, grid.seen_by(at[0], at[here - 1]));
+            for (i64 t = 0; t < here; t++) tiles.transform(x, grid.seen.W, at[t], t, scratch.get());
             for (i64 k = 0; k < w.outs; k += WIDE)
-                tiles.outputs(at.get(), 0, here, w, k, u.get() + k / WIDE * w.panel(), back.get() + k, m.get(), y, s.W);
+                tiles.outputs(at.get(), 0, here, w, k, u.get() + k / WIDE * w.panel(), back.get() + k, m.get(), y, grid.made.W);
         }
     }
 }
 
 // Where there are few: all tiles are transformed, and then panels of weights go their way.
-void by_panels(const bf16* x, const Weights& w, bf16* y, const Sizes& s, i64 block, int threads) {
-    const i64 count = s.tiles();
-    const Buffer<Tile> at = tiles_from(s, 0, count);
-    Tiles tiles(count, w.ins);
+template <class F> void by_panels(const bf16* x, const Weights<F>& w, bf16* y, const Grid<F>& grid, i64 block, int threads) {
+    const int PLACES = F::PLACES;
+    const i64 count = grid.tiles();
+    const Buffer<Tile> at = grid.tiles(0, count);
+    Tiles<F> tiles(count, w.ins);
 #pragma omp parallel num_threads(threads)
     {
         const Buffer<float> scratch = buffer<float>(std::max(w.scratch(), PLACES * w.ins)), back = buffer<float>(WIDE);
         const Buffer<int32_t> m = buffer<int32_t>(PLACES * (block * WIDE + PAD));
         const Buffer<uint32_t> u = buffer<uint32_t>(w.panel());
 #pragma omp for schedule(dynamic, 4)
-        for (i64 t = 0; t < count; t++) tiles.transform(x, s, at[t], t, scratch.get());
+        for (i64 t = 0; t < count; t++) tiles.transform(x, grid.seen.W, at[t], t, scratch.get());
 #pragma omp for schedule(dynamic)
         for (i64 k = 0; k < w.outs; k += WIDE) {
             for (i64 o = k; o < k + w.width(k); o += LANES) w.transform(o, scratch.get(), u.get(), back.get() + o - k);
             for (i64 first = 0; first < count; first += block)
                 tiles.outputs(
-                    at.get() + first, first, std::min(block, count - first), w, k, u.get(), back.get(), m.get(), y, s.W);
+                    at.get() + first, first, std::min(block, count - first), w, k, u.get(), back.get(), m.get(), y, grid.made.W);
         }
     }
+}
+
+template <class F>
+void convolve(const bf16* x, const Weights<F>& w, bf16* y, const Grid<F>& grid, i64 most, int threads) {
+    if (grid.tiles() <= w.outs && grid.tiles() * w.ins * F::PLACES * i64(sizeof(int16_t)) <= CACHE)
+        by_panels(x, w, y, grid, most, threads);
+    else
+        by_tiles(x, w, y, grid, most, threads);
+}
+
+template <class F>
+void gradient(
+    const bf16* x, const bf16* grad, float* sums, float* gw, const Grid<F>& grid, i64 C, i64 K, i64 turn, i64 block, i64 blocks, int threads) {
+    Work<F> work(x, grad, grid, C, K, turn, block, blocks);
+    by_weight<F, Ops>(work, grid, sums, gw, K, turn, block, blocks, threads);
 }
 
 }  // namespace
@@ -412,22 +435,27 @@ void by_panels(const bf16* x, const Weights& w, bf16* y, const Sizes& s, i64 blo
 extern "C" {
 
 // y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
-// `to` or `from` is one; most: tiles at a time.
+// `to` or `from` is one; most: tiles at a time. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of
+// what is made, whichever is greater.
 void winograd_forward(
-    const bf16* x, const bf16* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, i64 most, int threads) {
-    const Sizes s{N, H, W};
-    const Weights weights{w, K, C, to, from, tap};
-    if (s.tiles() <= K && s.tiles() * C * PLACES * i64(sizeof(int16_t)) <= CACHE)
-        by_panels(x, weights, y, s, most, threads);
+    const bf16* x, const bf16* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, i64 most, int kind, int threads) {
+    const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
+    if (kind == 1)
+        convolve<Same>(x, {w, K, C, to, from, tap}, y, {all, all}, most, threads);
+    else if (kind == 2)
+        convolve<Halving>(x, {w, K, C, to, from, tap}, y, {all, half}, most, threads);
     else
-        by_tiles(x, weights, y, s, most, threads);
+        convolve<Doubling>(x, {w, K, C, to, from, tap}, y, {half, all}, most, threads);
 }
 
-// gw, see `by_weight`. block: an even number of tiles, for which a channel has one scale.
+// gw, see `by_weight`. block: an even number of tiles, for which a channel has one scale. H, W: of x.
 void winograd_by_weight(
     const bf16* x, const bf16* grad, float* sums, float* gw, i64 N, i64 H, i64 W, i64 C, i64 K, i64 turn, i64 block, i64 blocks,
-    int threads) {
-    Work work(x, grad, {N, H, W}, C, K, turn, block, blocks);
-    by_weight<Ops>(work, sums, gw, work.s, K, turn, block, blocks, threads);
+    int stride, int threads) {
+    const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
+    if (stride == 1)
+        gradient<Same>(x, grad, sums, gw, {all, all}, C, K, turn, block, blocks, threads);
+    else
+        gradient<Halving>(x, grad, sums, gw, {all, half}, C, K, turn, block, blocks, threads);
 }
 }

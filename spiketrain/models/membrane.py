@@ -14,7 +14,7 @@ import functools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, Conv3x3, ConvBlock, NormSpec, Readout, fold, once
+from spiketrain.layers import BatchNorm, Conv1x1, Conv3x3, ConvBlock, NormSpec, Readout, fold, once
 from spiketrain.models.network import Plan
 from spiketrain.neurons import Neuron
 from spiketrain.saving import again, conv_and_anew, conv_of_spikes
@@ -65,7 +65,7 @@ class Block(nn.Module):
         self.last = ConvNorm(Conv3x3(planes, planes), norm.one_of(2), False, True, plan.memory)
         self.shortcut: nn.Module | None = None
         if stride > 1 or inputs != planes:
-            self.shortcut = ConvNorm(nn.Conv2d(inputs, planes, 1, stride, bias=False), norm.one_of(2), False, True, plan.memory)
+            self.shortcut = ConvNorm(Conv1x1(inputs, planes, stride), norm.one_of(2), False, True, plan.memory)
 
     def forward(self, x: Tensor) -> Tensor:
         spikes = self.neuron(x)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, Conv3x3, Readout, fire, fold, once
+from spiketrain.layers import BatchNorm, Conv1x1, Conv3x3, Readout, fire, fold, once
 from spiketrain.models.network import Plan
 from spiketrain.saving import conv_of_spikes
 
@@ -30,16 +30,12 @@ class NormNeuronConv(nn.Module):
         return fold(convolve, fire(self.norm, self.neuron, once(x), len(x)))
 
 
-def _conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-
 def _basic(inputs: int, planes: int, stride: int, plan: Plan) -> list[NormNeuronConv]:
     return [NormNeuronConv(Conv3x3(inputs, planes, stride), plan), NormNeuronConv(Conv3x3(planes, planes), plan)]
 
 
 def _bottleneck(inputs: int, planes: int, stride: int, plan: Plan) -> list[NormNeuronConv]:
-    convs = (_conv1x1(inputs, planes), Conv3x3(planes, planes, stride), _conv1x1(planes, 4 * planes))
+    convs = (Conv1x1(inputs, planes), Conv3x3(planes, planes, stride), Conv1x1(planes, 4 * planes))
     return [NormNeuronConv(conv, plan) for conv in convs]
 
 
@@ -96,7 +92,7 @@ def resnet(depths: tuple[int, ...], plan: Plan, branch: Branch = _basic, stem: s
         for i in range(depth):
             stride = 2 if stage and i == 0 else 1
             same = stride == 1 and inputs == outputs
-            shortcut = None if same else NormNeuronConv(_conv1x1(inputs, outputs, stride), plan)
+            shortcut = None if same else NormNeuronConv(Conv1x1(inputs, outputs, stride), plan)
             layers.append(Block(branch(inputs, planes, stride, plan), shortcut))
             inputs = outputs
     network = nn.Sequential(*layers, Head(inputs, plan))
