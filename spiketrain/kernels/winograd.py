@@ -1,4 +1,4 @@
-"""3×3 convolutions (stride 1, padding 1) on the processor by Winograd's F(4×4, 3×3), in C++: 36 products where there are 144.
+"""3×3 convolutions (padding 1) on the processor by Winograd's F(4×4, 3×3), in C++: 36 products where there are 144; 81 with a stride of 2.
 
 For each tile of 4×4 pixels of y, d the 6×6 pixels of x that it sees, and g the 3×3 taps from one channel to another:
 
@@ -20,9 +20,22 @@ float32 (`winograd_f32.cpp`): relative errors are 2·10⁻⁶, where torch's are
 bfloat16 (`winograd_i16.cpp`): rounded to bfloat16, transformed values would make errors of some per cent, since A's sums cancel. But
 transformed spikes are small whole numbers, and whatever has one scale is held better by 16-bit whole numbers than by bfloat16's eight bits.
 So they are that, multiplied and added exactly in 32 bits; a tile of x has a scale, an output's weights have one, and for ∂g a channel in
-a block of tiles. Relative errors (root mean square) are 0.2 to 0.3 % forward, 0.2 to 0.4 % by x and 0.1 % by the weights, where plain
-bfloat16 has 0.17 % (docs/LOG.md; a test holds 0.5). They are relative to what a tile has in all (∂g: a channel in a block of tiles): what
-is 10⁻⁵ of its greatest is lost.
+a block of tiles. Relative errors (root mean square) are 0.2 to 0.3 % forward, 0.2 to 0.4 % by x and 0.2 to 0.3 % by the weights, where
+plain bfloat16 has 0.17 % (docs/LOG.md; a test holds 0.5). They are relative to what a tile has in all (∂g: a channel in a block of
+tiles): what is 10⁻⁵ of its greatest is lost.
+
+Of 0, ¼, ½, ¾ and 1, which spikes and means of four spikes are, 4·Bᵀ·d·B is small whole numbers and needs no other scale.
+
+With a stride of 2 (bfloat16 only), of nine pixels of x that a line of four of y sees, the five that outer taps fall on go through F(4, 2)
+by the points 0, ±1, 2 and ∞, and the four that the middle tap falls on are places of their own, with one weight for all four:
+
+         2 −1 −2  1  0         1  0        ½  1  ⅓  ¼  0
+         0  2  1 −1  0         ½  ½        0  1 −⅓  ½  0
+    Bᵀ = 0  2 −3  1  0    G = −½  ½   Aᵀ = 0  1  ⅓  1  0
+         0 −2  0  2  0         ⅓  ⅔        0  1 −⅓  2  1
+         0  2 −1 −2  1         0  1
+
+E and D are, but for factors, A and Gᵀ. The gradient by x has tiles of 8×8 pixels, which see 5×5 of ∂y, and the same places.
 
 Source: A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016.
 """
