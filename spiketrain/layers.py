@@ -158,7 +158,8 @@ class BatchNorm(nn.Module):
             assert bn.running_mean is not None and bn.running_var is not None
             return sync.batch_norm(x, (bn.running_mean, bn.running_var), bn.weight, bn.bias, momentum, bn.eps)
         y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
-        if y.requires_grad and y.dtype is torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last):
+        plain = y.device.type == "cpu" and y.dtype is torch.bfloat16 and not torch.compiler.is_compiling()
+        if plain and y.requires_grad and y.is_contiguous(memory_format=torch.channels_last):
             y.register_hook(_last)
         return y
 
