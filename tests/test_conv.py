@@ -159,7 +159,7 @@ def test_every_value_of_16_bits_is_taken_as_it_is():
     weight[7, 5, 1, 1] = 1
     y = winograd.forward(x, weight)
     near = (y[:, 7, 0, 0].double() - values.double()).abs()
-    assert (near <= 1e-2 * values.double().abs() + 1e-36).all()
+    assert (near <= 2**-8 * values.double().abs() + 1e-36).all()  # its own value or the next one
     assert not y[:, :7].any() and not y[:, 8:].any()
 
 

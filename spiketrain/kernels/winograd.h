@@ -1,5 +1,5 @@
-// What the winograd_*.cpp share (see winograd.py for the equations): tiles of some pixels of y and those of x that they see; transforms; and
-// products of matrices. Work goes to whichever thread is free, but the order in which a sum's terms are added does not depend on it.
+// What the winograd_*.cpp share (see winograd.py for the equations): tiles of some pixels of y and those of x that they see; transforms;
+// and products of matrices. Work goes to whichever thread is free, but the order in which a sum's terms are added does not depend on it.
 //
 // x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 16, or of 32. What is outside of an image is 0.
 

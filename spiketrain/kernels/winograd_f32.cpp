@@ -81,7 +81,8 @@ extern "C" {
 // y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next; most: tiles at a
 // time.
 void winograd_forward(
-    const float* x, const float* w, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, i64 most, int /* stride 1 */, int threads) {
+    const float* x, const float* w, float* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, i64 most,
+    int /* stride 1 */, int threads) {
     const Grid<Same> grid{{N, H, W}, {N, H, W}};
     const i64 block = std::min(most, (grid.tiles() + threads - 1) / threads);
     const Buffer<float> transformed = buffer<float>(PLACES * C * K);  // [K/WIDE][36,C,WIDE], the last with what is left of K

@@ -101,7 +101,8 @@ template <int PLACES> struct Squares {
     void add(const V* places) {
         UNROLL for (int p = 0; p < PLACES; p++) sums[p] = _mm512_fmadd_ps(places[p], places[p], sums[p]);
     }
-    // No less than the norm at any place, of the n times PLACES values that were added; NaN where not all are finite. top(): `greatest` of them.
+    // No less than the norm at any place, of the n times PLACES values that were added; NaN where not all are finite. top(): `greatest` of
+    // them.
     template <class F> V norm(i64 n, F top) const {
         __m512i most = _mm512_setzero_si512();
         UNROLL for (int p = 0; p < PLACES; p++) most = _mm512_max_epu32(most, _mm512_castps_si512(sums[p]));
@@ -199,7 +200,8 @@ inline bool pairs_of_quarters(const bf16* x, i64 image_width, const Tile* at, i6
 
 // Tiles as pairs, at `to`, of whatever transform(tile, places) gives for LANES channels, in columns from c on; back: the inverse scales of
 // the channels; scratch [tiles,places,LANES].
-template <int PLACES, class T> void pairs_of_tiles(i64 tiles, const Panels& panels, i64 c, T transform, float* scratch, uint32_t* to, float* back) {
+template <int PLACES, class T>
+void pairs_of_tiles(i64 tiles, const Panels& panels, i64 c, T transform, float* scratch, uint32_t* to, float* back) {
     const i64 panel = c / WIDE * WIDE, wide = panels.channels(panel);
     Squares<PLACES> squares;
     for (i64 t = 0; t < tiles; t++) {
@@ -293,7 +295,7 @@ template <class F> float transformed(const bf16* x, i64 width, i64 C, const Tile
     return _mm512_cvtss_f32(by.back);
 }
 
-// To and of transformed weights: panels of WIDE outputs (the last of what is left), each [36,ins/2,WIDE] of pairs.
+// Weights, and how they are transformed: into panels of WIDE outputs (the last of what is left), each [36,ins/2,WIDE] of pairs.
 template <class F> struct Weights {
     const bf16* w;
     i64 outs, ins, to, from, tap;  // see `winograd_forward`
@@ -343,8 +345,8 @@ template <class F> struct Tiles {
     void transform(const bf16* x, i64 width, const Tile& at, i64 t, float* scratch) {
         back[t] = transformed<F>(x, width, C, at, scratch, v.get() + t * C, place) * F::FACTOR;
     }
-    // Their pixels of y, which has `line` a line, in the panel of output k; u: that panel, back_u: its inverse scales; m [places,tiles,WIDE],
-    // places PAD further apart.
+    // Their pixels of y, which has `line` a line, in the panel of output k; u: that panel, back_u: its inverse scales; m
+    // [places,tiles,WIDE], places PAD further apart.
     void outputs(const Tile* at, i64 first, i64 tiles, const Weights<F>& w, i64 k, const uint32_t* u, const float* back_u, int32_t* m,
                  bf16* y, i64 line) const {
         const i64 width = w.width(k), sums = tiles * WIDE + PAD;
@@ -425,7 +427,8 @@ void convolve(const bf16* x, const Weights<F>& w, bf16* y, const Grid<F>& grid, 
 
 template <class F>
 void gradient(
-    const bf16* x, const bf16* grad, float* sums, float* gw, const Grid<F>& grid, i64 C, i64 K, i64 turn, i64 block, i64 blocks, int threads) {
+    const bf16* x, const bf16* grad, float* sums, float* gw, const Grid<F>& grid, i64 C, i64 K, i64 turn, i64 block, i64 blocks,
+    int threads) {
     Work<F> work(x, grad, grid, C, K, turn, block, blocks);
     by_weight<F, Ops>(work, grid, sums, gw, K, turn, block, blocks, threads);
 }
