@@ -1,16 +1,17 @@
-"""3×3 convolutions, padding 1, and thin (1×1) ones on the processor: by torch, as `products`, or by `winograd`, whichever is faster.
+"""3×3 convolutions, padding 1, and thin (1×1) ones on the processor: by torch, `amx`, `winograd` or as `products`, whichever is faster.
 
 Values differ by rounding alone, which for Winograd is relative to the values around.
 """
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spiketrain.kernels import products, winograd
+from spiketrain.kernels import amx, products, taps, winograd
 
 LAST = torch.channels_last
 PART = 16 << 20
@@ -33,18 +34,24 @@ def _known(x: Tensor) -> bool:
     return kind and x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
 
 
+def _imagewise(x: Tensor, channels: int, stride: int) -> ModuleType | None:
+    """The library that is the fastest way from x to so many channels, image by image."""
+    return next((library for library in (amx, winograd) if library.forward_pays(x, channels, stride)), None)
+
+
 def _forward_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     """The fastest way from x to so many channels; None: torch's."""
-    if winograd.forward_pays(x, channels, stride):
-        return winograd.forward
+    if library := _imagewise(x, channels, stride):
+        return functools.partial(library.forward, stride=stride)
     return products.forward if stride == 1 and products.forward_pays(x, channels) else None
 
 
 def _weight_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     """The fastest way to the gradient by the weights of a convolution of x; None: torch's."""
-    if winograd.weight_pays(x, channels, stride):
-        return functools.partial(winograd.by_weight, stride=stride)
-    return functools.partial(products.by_weight, stride=stride) if products.weight_pays(x, channels, stride) else None
+    for library in (amx, winograd, products):
+        if library.weight_pays(x, channels, stride):
+            return functools.partial(library.by_weight, stride=stride)
+    return None
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
@@ -59,8 +66,6 @@ def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Ten
     if _thin(x, weight, stride, padding):
         return products.thin(x, weight, stride)
     way = _forward_by(x, len(weight), stride) if _ours(x, weight, stride, padding) else None
-    if way is winograd.forward:
-        return winograd.forward(x, weight, stride=stride)
     return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
 
 
@@ -75,12 +80,13 @@ def forward_of(images: Callable[[int, int], Tensor], like: Tensor, weight: Tenso
     part = images(0, min(size, n))
     if size >= n:
         return forward(part, weight, stride, padding)
-    if not _ours(part, weight, stride, padding) or _forward_by(part, len(weight), stride) is not winograd.forward:
+    library = _imagewise(part, len(weight), stride) if _ours(part, weight, stride, padding) else None
+    if library is None:
         del part
         return forward(images(0, n), weight, stride, padding)
-    y = winograd.empty(like, len(weight), stride)
+    y = taps.empty(like, len(weight), stride)
     for first in range(0, n, size):
-        winograd.forward(part if first == 0 else images(first, min(first + size, n)), weight, y[first : first + size], stride)
+        library.forward(part if first == 0 else images(first, min(first + size, n)), weight, y[first : first + size], stride)
     return y
 
 
@@ -98,8 +104,9 @@ def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, paddin
         if _thin(grad, weight, stride, padding):
             return products.thin_by_input(grad, weight, like, stride)
         if _ours(grad, weight, stride, padding):
-            if winograd.input_pays(grad, like.shape[1], stride):
-                return winograd.by_input(grad, weight, like, stride)
+            for library in (amx, winograd):
+                if library.input_pays(grad, like.shape[1], stride):
+                    return library.by_input(grad, weight, like, stride)
             if stride == 1 and products.forward_pays(grad, like.shape[1]):
                 return products.by_input(grad, weight)
     return _torchs(grad, torch.empty_like(like, device=grad.device), weight, stride, padding, 0)

@@ -47,7 +47,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spiketrain.kernels import cpp
+from spiketrain.kernels import cpp, taps
+from spiketrain.kernels.taps import numbers, pointers
 
 LAST = torch.channels_last
 TILE, PLACES = 4, {1: 36, 2: 81}
@@ -102,7 +103,7 @@ FORMS = {
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """None where it would not be faster than torch's convolutions, or no compiler works.
 
-    bfloat16 needs AVX512-VNNI, and with matrix tiles (AMX) torch is faster; float32 has been measured on x86 with FMA only.
+    bfloat16 needs AVX512-VNNI, and with matrix tiles `amx` is faster; float32 has been measured on x86 with FMA only.
     """
     flags = cpp.processor().split()
     good = "fma" in flags if dtype is torch.float32 else "avx512_vnni" in flags and "amx_bf16" not in flags
@@ -112,14 +113,9 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
 
 
-def _halves(side: int, stride: int) -> int:
-    """Pixels of y for a side of x."""
-    return (side + stride - 1) // stride
-
-
 def forward_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
     """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels."""
-    return _pays(x, channels, stride, *(_halves(side, stride) for side in x.shape[2:]))
+    return _pays(x, channels, stride, *(taps.halves(side, stride) for side in x.shape[2:]))
 
 
 def input_pays(grad: Tensor, channels: int, stride: int = 1) -> bool:
@@ -146,52 +142,26 @@ def weight_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
     return fewest <= x.shape[1] * channels <= MOST and forward_pays(x, channels, stride)
 
 
-def _p(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
-
-
-def _sizes(*sizes: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in sizes]
-
-
 def _of(dtype: torch.dtype) -> tuple[Form, ctypes.CDLL]:
     library = _library(dtype)
     assert library is not None
     return FORMS[dtype], library
 
 
-def _convolve(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int) -> Tensor:
-    """y `[N,K,H,W]`, filled. weight: of which the first element is the first tap of the first weight; steps: from one output, input, tap
-    to the next; kind: the stride, or less than 0 for the gradient by the input of a strided convolution.
-    """
-    (n, c), k, (h, w) = x.shape[:2], y.shape[1], (x if kind > 0 else y).shape[2:]
+def _fill(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int) -> None:
     form, library = _of(x.dtype)
-    sizes = _sizes(n, h, w, c, k, *steps, form.block(0, c * k, abs(kind)))
-    library.winograd_forward(*_p(x, weight, y), *sizes, kind, torch.get_num_threads())
-    return y
-
-
-def empty(x: Tensor, channels: int, stride: int) -> Tensor:
-    """What a convolution of x to so many channels fills."""
-    return torch.empty((len(x), channels, *(_halves(side, stride) for side in x.shape[2:])), dtype=x.dtype, memory_format=LAST)
+    block = form.block(0, x.shape[1] * y.shape[1], abs(kind))
+    library.winograd_forward(*pointers(x, weight, y), *numbers(*taps.sizes(x, y, kind), *steps, block), kind, torch.get_num_threads())
 
 
 def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1) -> Tensor:
-    """`F.conv2d(x, weight, stride=stride, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, both of one dtype and channels last.
-
-    out: where it is to be. An image's values are the same whatever others are in x.
-    """
-    weight = weight.contiguous(memory_format=LAST)
-    k, c = weight.shape[:2]
-    return _convolve(x, weight, empty(x, k, stride) if out is None else out, (9 * c, 1, c), stride)
+    """`taps.forward`. out: where it is to be. An image's values are the same whatever others are in x."""
+    return taps.forward(_fill, x, weight, out, stride)
 
 
 def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: int = 1) -> Tensor:
-    """The gradient of `forward` by x. like: of x's shape, where there is a stride."""
-    weight = weight.contiguous(memory_format=LAST)
-    c = weight.shape[1]
-    x = torch.empty((len(grad), c, *(grad if like is None else like).shape[2:]), dtype=grad.dtype, memory_format=LAST)
-    return _convolve(grad, weight.permute(0, 2, 3, 1)[:, 2, 2], x, (1, 9 * c, -c), 1 if stride == 1 else -stride)
+    """`taps.by_input`."""
+    return taps.by_input(_fill, grad, weight, like, stride)
 
 
 def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
@@ -206,6 +176,7 @@ def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
         blocks = min(blocks, max(1, TRANSFORMED // (size * (c + turn))))
     sums = torch.empty((PLACES[1], turn, c))
     found = torch.empty((k, c, 3, 3), memory_format=LAST)
-    sizes = _sizes(n, h, w, c, k, turn, block, blocks)
-    library.winograd_by_weight(*_p(x, grad, sums, found), *sizes, stride, torch.get_num_threads())
+    library.winograd_by_weight(
+        *pointers(x, grad, sums, found), *numbers(n, h, w, c, k, turn, block, blocks), stride, torch.get_num_threads()
+    )
     return found

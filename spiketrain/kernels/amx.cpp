@@ -1,0 +1,615 @@
+// 3×3 convolutions (padding 1, stride 1 or 2) of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
+//
+// x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 32. What is outside of an image is 0. A tile is 16 rows of
+// 64 bytes; TDPBF16PS adds a product of tiles, [16,32]·[32,16], to a tile of float32. Two by two of these stay in registers (a "block" of
+// 32 rows and 32 columns), so that each tile that is loaded is used twice.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <immintrin.h>
+#include <memory>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <vector>
+
+#if !defined(__AMX_BF16__) || !defined(__AVX512BF16__)
+#error "a processor with AMX and AVX-512 is needed"
+#endif
+
+#define UNROLL _Pragma("GCC unroll 32")
+#define INLINE __attribute__((always_inline)) inline
+
+namespace {
+
+typedef int64_t i64;
+typedef uint16_t bf16;
+
+const i64 LINE = 64, TILE = 16 * LINE, BLOCK = 4 * TILE;  // bytes: of 32 values of bfloat16, of a tile, of a block of float32
+const i64 ROWS = 16, WIDE = 32;                          // rows of a tile; channels that are dealt with together
+
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+typedef std::unique_ptr<char[], Free> Buffer;
+Buffer buffer(i64 bytes) {
+    char* const found = static_cast<char*>(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096));
+    if (!found) std::abort();
+    return Buffer(found);
+}
+
+// The matrix unit of this thread, set to whole tiles. What it was set to before comes back at the end: other libraries rely on it.
+class Unit {
+    struct alignas(64) Setting {
+        uint8_t palette = 1, start = 0, reserved[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t rows[16] = {};
+    } before;
+
+  public:
+    Unit() {
+        _tile_storeconfig(&before);
+        Setting whole;
+        for (int i = 0; i < 8; i++) whole.bytes[i] = LINE, whole.rows[i] = ROWS;
+        __asm__ volatile("" : : "r"(&whole) : "memory");  // GCC knows of the first bytes only that they are read
+        _tile_loadconfig(&whole);
+    }
+    ~Unit() {
+        if (before.palette)
+            _tile_loadconfig(&before);
+        else
+            _tile_release();
+    }
+    Unit(const Unit&) = delete;
+};
+
+// ---- a block of sums: tiles 0 to 3. Tiles 4 and 5 are rows, 6 and 7 columns ----
+
+template <bool BOTH> INLINE void clear() {
+    _tile_zero(0); _tile_zero(1);
+    if (BOTH) {
+        _tile_zero(2); _tile_zero(3);
+    }
+}
+template <bool BOTH> INLINE void load(const char* from) {
+    _tile_loadd(0, from, LINE); _tile_loadd(1, from + TILE, LINE);
+    if (BOTH) {
+        _tile_loadd(2, from + 2 * TILE, LINE); _tile_loadd(3, from + 3 * TILE, LINE);
+    }
+}
+template <bool BOTH> INLINE void store(char* to) {
+    _tile_stored(0, to, LINE); _tile_stored(1, to + TILE, LINE);
+    if (BOTH) {
+        _tile_stored(2, to + 2 * TILE, LINE); _tile_stored(3, to + 3 * TILE, LINE);
+    }
+}
+// BOTH: there are rows of two tiles, not of one.
+template <bool BOTH> INLINE void multiply(const char* rows, const char* more, const char* columns, const char* further) {
+    _tile_loadd(6, columns, LINE); _tile_loadd(4, rows, LINE);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, further, LINE);
+    _tile_dpbf16ps(1, 4, 7);
+    if (!BOTH) return;
+    _tile_loadd(5, more, LINE);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+// ---- transposition ----
+
+// Sixteen rows of sixteen values of 32 bits become columns.
+INLINE void transpose(__m512i* a) {
+    __m512i b[16];
+    UNROLL for (int i = 0; i < 16; i += 2)
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    UNROLL for (int i = 0; i < 16; i += 4)
+        UNROLL for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
+            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+        }
+    // a[i + j] has in its quarters the columns j, 4 + j, 8 + j, 12 + j of rows i to i + 3
+    UNROLL for (int j = 0; j < 4; j++) {
+        const __m512i low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
+        const __m512i low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88), high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
+        b[j] = _mm512_shuffle_i32x4(low, low2, 0x88), b[8 + j] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+        b[4 + j] = _mm512_shuffle_i32x4(high, high2, 0x88), b[12 + j] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+    }
+    UNROLL for (int i = 0; i < 16; i++) a[i] = b[i];
+}
+INLINE __m512i line(const void* from) { return _mm512_loadu_si512(from); }
+
+// ---- where pixels are ----
+
+// What is made lies on a grid of rows and columns; each place sees pixels of x at `stride` times it and some more, a tap each.
+struct Tap {
+    int number, down, right;  // of nine; pixels from the place
+    i64 at = 0;               // where what it sees of the first place lies in a patch, in lines
+};
+// Pixels `down` and `right` of some places, and of as many more rows and columns as taps need, in lines one behind the other.
+struct Plane {
+    int down, right;
+    i64 rows, columns;
+    i64 lines() const { return rows * columns; }
+    // The first column that is inside of an image, and the one behind the last.
+    i64 left(int stride) const { return std::max(0, (stride - 1 - right) / stride); }
+    i64 right_end(int stride, i64 width) const { return std::min(columns, (width - right + stride - 1) / stride); }
+};
+int mod(int a, int b) { return (a % b + b) % b; }
+
+// Planes from which all taps of `rows` rows of a grid can be served, where these lie. MERGED: one plane for all columns, with more
+// columns than the grid has; else one for each column of taps, so that places of several rows lie one behind the other.
+std::vector<Plane> planes_of(std::vector<Tap>& taps, int stride, i64 rows, i64 columns, bool merged) {
+    std::vector<Plane> planes;
+    i64 lines = 0;
+    std::vector<bool> done(taps.size());
+    for (size_t first = 0; first < taps.size(); first++) {
+        if (done[first]) continue;
+        int up = taps[first].down, low = up, left = taps[first].right, right = left;
+        const auto together = [&](const Tap& tap) {
+            return mod(tap.down - taps[first].down, stride) == 0 && (merged || tap.right == taps[first].right);
+        };
+        for (const Tap& tap : taps)
+            if (together(tap)) {
+                up = std::min(up, tap.down), low = std::max(low, tap.down);
+                left = std::min(left, tap.right), right = std::max(right, tap.right);
+            }
+        const Plane plane{up, left, rows + (low - up) / stride, columns + right - left};
+        for (size_t i = first; i < taps.size(); i++)
+            if (together(taps[i])) {
+                taps[i].at = lines + (taps[i].down - up) / stride * plane.columns + taps[i].right - left;
+                done[i] = true;
+            }
+        planes.push_back(plane);
+        lines += plane.lines();
+    }
+    return planes;
+}
+
+struct Images {
+    i64 N, H, W;
+    i64 pixels() const { return H * W; }
+};
+
+// ---- y = x ∗ w ----
+
+// Weights: the first tap of the first; elements from one output, input, tap to the next.
+struct Weights {
+    const bf16* w;
+    i64 to, from, tap;
+    const bf16* at(i64 k, i64 c, int number) const { return w + k * to + c * from + number * tap; }
+};
+
+// [2,16 pairs of inputs,16 outputs] of 32 outputs from k on, 32 inputs from c on: two tiles of columns.
+void pack(const Weights& weights, i64 k, i64 c, int tap, char* to) {
+    if (weights.from == 1) {  // an output's inputs lie one behind the other
+        for (int half = 0; half < 2; half++) {
+            __m512i rows[16];
+            UNROLL for (int i = 0; i < 16; i++) rows[i] = line(weights.at(k + 16 * half + i, c, tap));
+            transpose(rows);
+            UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(to + half * TILE + i * LINE, rows[i]);
+        }
+        return;
+    }
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3,
+                                         34, 2, 33, 1, 32, 0);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (int i = 0; i < 16; i++) {
+        const __m512i even = line(weights.at(k, c + 2 * i, tap)), odd = line(weights.at(k, c + 2 * i + 1, tap));
+        _mm512_store_si512(to + i * LINE, _mm512_permutex2var_epi16(even, low, odd));
+        _mm512_store_si512(to + TILE + i * LINE, _mm512_permutex2var_epi16(even, high, odd));
+    }
+}
+
+// Places of a grid that are made with the same taps, and where they go: every `step`th row and column of y from `down` and `right` on.
+struct Phase {
+    std::vector<Tap> taps;
+    int down, right;
+};
+
+struct Convolution {
+    const bf16* x;
+    bf16* y;
+    Images seen, made;
+    i64 C, K, rows, columns;  // rows, columns: of the grid
+    int stride, step;         // from a place to the next, in pixels of x, of y
+    std::vector<Phase> phases;
+};
+
+// A block of sums on its way to y, row by row.
+struct Done {
+    const char* sums = nullptr;
+    const i64* to = nullptr;  // of each row, or -1
+    bf16* y = nullptr;
+    bool past = false;
+    i64 without = 0;  // so many rows at the end
+    i64 row = 0;
+    INLINE void write(i64 behind) {
+        if (!sums) return;
+        behind = std::min(behind, 2 * ROWS - without);
+        for (; row < behind; row++) {
+            const i64 at = to[row];
+            if (at < 0) continue;
+            const char* const from = sums + row / ROWS * 2 * TILE + row % ROWS * LINE;
+            const __m512i values = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(from + TILE), _mm512_load_ps(from));
+            if (past)
+                _mm512_stream_si512((__m512i*)(y + at), values);
+            else
+                _mm512_storeu_si512(y + at, values);
+        }
+    }
+};
+
+const i64 PATCH = 480 << 10, ENOUGH = 256;  // bytes of a patch; places that are worth the weights' way through the cache
+const i64 LARGE = i64(16) << 20;
+
+void convolve(Convolution& it, const Weights& weights, int threads) {
+    const i64 deep = it.C / WIDE, panels = it.K / WIDE;
+    const bool merged = it.stride == 1 && it.columns % ROWS == 0;
+    std::vector<Tap> all;  // of all phases
+    for (const Phase& phase : it.phases) all.insert(all.end(), phase.taps.begin(), phase.taps.end());
+    const auto lines_of = [&](i64 rows) {
+        std::vector<Tap> taps = all;
+        i64 lines = 0;
+        for (const Plane& plane : planes_of(taps, it.stride, rows, it.columns, merged)) lines += plane.lines();
+        return lines;
+    };
+    // A patch: some rows of an image, or some images, of some channels.
+    i64 rows = it.rows, group = 1, depth = deep;
+    while (rows > 1 && rows * it.columns > 2 * ENOUGH && lines_of(rows) * LINE * depth > PATCH) rows = (rows + 1) / 2;
+    const i64 wanted = std::max<i64>(1, ENOUGH / (rows * it.columns));
+    while (depth % 2 == 0 && depth > 8 && lines_of(rows) * wanted * LINE * depth > PATCH) depth /= 2;
+    if (rows == it.rows) group = std::max<i64>(1, std::min<i64>({PATCH / (lines_of(rows) * LINE * depth), (2 * ENOUGH) / (rows * it.columns),
+                                                                 (it.seen.N + threads - 1) / threads}));
+    const std::vector<Plane> planes = planes_of(all, it.stride, rows, it.columns, merged);
+    const i64 lines = lines_of(rows), apart = (group * lines + ROWS) | 1;  // of an image; of 32 channels of all
+    const i64 pitch = planes[0].columns, tiles = (rows * it.columns + ROWS - 1) / ROWS, parts = (it.rows + rows - 1) / rows;
+    std::vector<std::vector<Tap>> taps;
+    for (size_t i = 0, at = 0; i < it.phases.size(); at += it.phases[i].taps.size(), i++)
+        taps.emplace_back(all.begin() + at, all.begin() + at + it.phases[i].taps.size());
+
+    const i64 total = i64(all.size()) * deep * panels * 2 * TILE;
+    const Buffer packed = buffer(total);
+    // [phase,depth,panel,channels,tap]
+    std::vector<i64> where;
+    i64 behind = 0;
+    for (const auto& some : taps) where.push_back(behind), behind += i64(some.size()) * deep * panels * 2 * TILE;
+    const auto panel_at = [&](size_t phase, i64 first, i64 panel) {
+        const i64 one = i64(taps[phase].size()) * 2 * TILE;
+        return packed.get() + where[phase] + first * panels * one + panel * std::min(depth, deep - first) * one;
+    };
+    const i64 images = (it.seen.N + group - 1) / group;
+    const bool past = it.made.N * it.made.pixels() * it.K * 2 >= LARGE && reinterpret_cast<uintptr_t>(it.y) % LINE == 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const Unit unit;
+#pragma omp for schedule(dynamic)
+        for (i64 i = 0; i < deep * panels; i++) {
+            const i64 panel = i / deep, c = i % deep, first = c / depth * depth;
+            for (size_t phase = 0; phase < taps.size(); phase++)
+                for (size_t t = 0; t < taps[phase].size(); t++)
+                    pack(weights, panel * WIDE, c * WIDE, taps[phase][t].number,
+                         panel_at(phase, first, panel) + ((c - first) * i64(taps[phase].size()) + i64(t)) * 2 * TILE);
+        }
+        const Buffer patch = buffer(apart * depth * LINE);
+        std::memset(patch.get(), 0, apart * depth * LINE);  // what no place sees is finite
+        const i64 blocks = (group * tiles + 1) / 2;
+        const Buffer sums = buffer(depth < deep ? i64(taps.size()) * panels * blocks * BLOCK : 2 * BLOCK);
+        Done done;
+        int turn = 0;
+        std::vector<i64> bases(group * tiles + 1), to(taps.size() * group * tiles * ROWS);
+#pragma omp for schedule(dynamic)
+        for (i64 task = 0; task < images * parts; task++) {
+            const i64 image = task / parts * group, row = task % parts * rows, count = std::min(group, it.seen.N - image);
+            const i64 made_rows = std::min(rows, it.rows - row), here = (made_rows * it.columns + ROWS - 1) / ROWS;
+            for (i64 n = 0; n < count; n++)
+                for (i64 t = 0; t < here; t++)
+                    bases[n * here + t] = n * lines + t * ROWS / it.columns * pitch + t * ROWS % it.columns;
+            for (size_t phase = 0; phase < taps.size(); phase++)
+                for (i64 n = 0; n < count; n++)
+                    for (i64 place = 0; place < here * ROWS; place++) {
+                        const i64 y_row = (row + place / it.columns) * it.step + it.phases[phase].down;
+                        const i64 y_column = place % it.columns * it.step + it.phases[phase].right;
+                        const bool there = place < made_rows * it.columns && y_row < it.made.H && y_column < it.made.W;
+                        const i64 pixel = (image + n) * it.made.pixels() + y_row * it.made.W + y_column;
+                        to[(phase * group * tiles + n * here) * ROWS + place] = there ? pixel * it.K : -1;
+                    }
+            for (i64 first = 0; first < deep; first += depth) {
+                const i64 some = std::min(depth, deep - first);
+                for (i64 n = 0; n < count; n++) {
+                    char* into = patch.get() + n * lines * LINE;
+                    for (const Plane& plane : planes) {
+                        const i64 needed = plane.rows - (rows - made_rows);
+                        for (i64 r = 0; r < needed; r++) {
+                            const i64 from_row = (row + r) * it.stride + plane.down;
+                            const bool inside = from_row >= 0 && from_row < it.seen.H;
+                            const bf16* const source = it.x + ((image + n) * it.seen.pixels() + from_row * it.seen.W) * it.C + first * WIDE;
+                            char* const line_to = into + r * plane.columns * LINE;
+                            for (i64 c = 0; c < some; c++) {
+                                char* const out = line_to + c * apart * LINE;
+                                const i64 left = inside ? plane.left(it.stride) : plane.columns;
+                                const i64 right = inside ? plane.right_end(it.stride, it.seen.W) : plane.columns;
+                                for (i64 q = 0; q < left; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
+                                const bf16* from = source + (left * it.stride + plane.right) * it.C + c * WIDE;
+                                for (i64 q = left; q < right; q++, from += it.stride * it.C) _mm512_store_si512(out + q * LINE, line(from));
+                                for (i64 q = right; q < plane.columns; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
+                            }
+                        }
+                        into += plane.lines() * LINE;
+                    }
+                }
+                const i64 all_tiles = count * here;
+                for (size_t phase = 0; phase < taps.size(); phase++) {
+                    const std::vector<Tap>& those = taps[phase];
+                    for (i64 panel = 0; panel < panels; panel++) {
+                        const char* const columns = panel_at(phase, first, panel);
+                        for (i64 t = 0; t < all_tiles; t += 2) {
+                            const bool both = t + 1 < all_tiles;
+                            char* const at = depth < deep ? sums.get() + ((i64(phase) * panels + panel) * blocks + t / 2) * BLOCK : sums.get() + turn * BLOCK;
+                            turn = !turn;
+                            const char *const a = patch.get() + bases[t] * LINE, *const b = patch.get() + bases[both ? t + 1 : t] * LINE;
+                            const auto run = [&](auto two) __attribute__((always_inline)) {
+                                const bool BOTH = decltype(two)::value;
+                                if (first > 0)
+                                    load<BOTH>(at);
+                                else
+                                    clear<BOTH>();
+                                const char* by = columns;
+                                for (i64 c = 0; c < some; c++) {
+                                    for (const Tap& tap : those) {
+                                        const i64 off = (c * apart + tap.at) * LINE;
+                                        multiply<BOTH>(a + off, b + off, by, by + TILE);
+                                        by += 2 * TILE;
+                                    }
+                                    done.write(2 * ROWS * (c + 1) / some);
+                                }
+                                store<BOTH>(at);
+                            };
+                            if (both)
+                                run(std::true_type());
+                            else
+                                run(std::false_type());
+                            if (first + some == deep) done = Done{at, to.data() + phase * group * tiles * ROWS + t * ROWS, it.y + panel * WIDE, past, both ? 0 : ROWS};
+                        }
+                    }
+                }
+                done.write(2 * ROWS);
+            }
+        }
+    }
+}
+
+// ---- the gradient by the weights ----
+
+// 32 lines `apart`, 32 values of each: two tiles of rows, of 16 channels with 32 places each. The order of channels is `mixed`.
+INLINE void turn(const bf16* const* lines, i64 k, char* first, char* second) {
+    __m512i low[16], high[16];
+    UNROLL for (int i = 0; i < 16; i++) {
+        const __m512i a = line(lines[2 * i] + k), b = line(lines[2 * i + 1] + k);
+        low[i] = _mm512_unpacklo_epi16(a, b), high[i] = _mm512_unpackhi_epi16(a, b);
+    }
+    transpose(low);
+    UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(first + i * LINE, low[i]);
+    transpose(high);
+    UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(second + i * LINE, high[i]);
+}
+// The channel of the i-th of sixteen values of the first of two vectors (the second has those that are four further).
+int mixed(int i) { return i / 4 * 8 + i % 4; }
+
+const i64 SOME = 8;              // steps whose rows and columns stay in the nearest cache for all taps
+const i64 CHUNK = 640;           // places at a time, about
+const i64 SUMS = i64(16) << 20;  // bytes of sums
+
+// What a thread needs to add up the gradient by the weights of some channels over some images.
+class Adder {
+    const bf16 *const x, *const grad;
+    const Images seen, made;
+    const i64 C, K, deep, panels;  // all channels; of those here, times WIDE
+    const int stride;
+    std::vector<Tap> taps;
+    std::vector<Plane> planes;
+    bool each;            // whether each tap has a plane: of whole images, with all their places one behind the other
+    i64 rows, group = 1;  // of an image, or images, at a time
+    i64 steps, apart;
+    std::vector<int32_t> source;  // for `each`: the pixel of each place's tap, or -1
+    std::vector<i64> at;          // of a step, in lines of pairs
+    std::vector<bf16> nothing;
+    Buffer pairs, turned;
+
+  public:
+    Adder(const bf16* x, const bf16* grad, Images seen, Images made, i64 C, i64 K, i64 deep, i64 panels, int stride)
+        : x(x), grad(grad), seen(seen), made(made), C(C), K(K), deep(deep), panels(panels), stride(stride),
+          nothing(WIDE * std::max(deep, panels), 0) {
+        const i64 places = made.pixels();
+        for (int i = 0; i < 9; i++) taps.push_back({i, i / 3 - 1, i % 3 - 1});
+        // Pairs of places have to be the same for a tap of another row: rows are even. And a step has 32 places: many, or they were few.
+        each = made.W % 2 || places < 96;
+        if (each) {
+            rows = made.H;
+            group = std::min(seen.N, std::max<i64>(1, CHUNK / places));
+            steps = (group * places + 31) / 32;
+            for (Tap& tap : taps) {
+                tap.at = tap.number * steps * 16;
+                for (i64 p = 0; p < steps * 32; p++) {
+                    const i64 n = p / places, row = p % places / made.W * stride + tap.down, column = p % made.W * stride + tap.right;
+                    const bool inside = n < group && row >= 0 && row < seen.H && column >= 0 && column < seen.W;
+                    source.push_back(inside ? int32_t((n * seen.H + row) * seen.W + column) : -1);
+                }
+            }
+            apart = 9 * steps * 16;
+        } else {
+            const i64 parts = (places + CHUNK - 1) / CHUNK;
+            rows = (made.H + parts - 1) / parts;
+            steps = (rows * made.W + 31) / 32;
+            planes = planes_of(taps, stride, rows, made.W, false);
+            for (Tap& tap : taps) tap.at /= 2;
+            apart = 16;  // those that the last step sees beyond the last row
+            for (const Plane& plane : planes) apart += plane.lines() / 2;
+        }
+        apart |= 1;
+        for (i64 s = 0; s < steps; s++) at.push_back(s * 16);
+        pairs = buffer(2 * deep * apart * LINE);
+        std::memset(pairs.get(), 0, 2 * deep * apart * LINE);
+        turned = buffer(2 * panels * steps * TILE);
+    }
+
+    // Adds the images first to last - 1 up, of the channels from c and k on, in `sums` [deep,panels,9] blocks, which are set if not `more`.
+    void run(i64 first, i64 last, i64 c, i64 k, char* sums) {
+        bool more = false;
+        for (i64 image = first; image < last; image += group)
+            for (i64 row = 0; row < made.H; row += rows) {
+                const i64 count = std::min(group, last - image);
+                if (each)
+                    take_each(image, count, c);
+                else
+                    take_rows(image, row, c);
+                take_grad(image, count, row, k);
+                multiply_all(sums, more);
+                more = true;
+            }
+    }
+
+  private:
+    void pair(const bf16* even, const bf16* odd, i64 position) {
+        char* to = pairs.get() + position * LINE;
+        for (i64 c = 0; c < deep; c++, to += 2 * apart * LINE) {
+            const __m512i one = line(even + c * WIDE), two = line(odd + c * WIDE);
+            _mm512_store_si512(to, _mm512_unpacklo_epi16(one, two));
+            _mm512_store_si512(to + apart * LINE, _mm512_unpackhi_epi16(one, two));
+        }
+    }
+    void take_each(i64 image, i64 count, i64 c) {
+        const bf16* const from = x + image * seen.pixels() * C + c;
+        const i64 behind = count * seen.pixels();
+        const auto at = [&](int32_t pixel) { return pixel < 0 || pixel >= behind ? nothing.data() : from + pixel * C; };
+        for (size_t p = 0; p < source.size(); p += 2) pair(at(source[p]), at(source[p + 1]), i64(p) / 2);
+    }
+    void take_rows(i64 image, i64 first, i64 c) {
+        i64 position = 0;
+        for (const Plane& plane : planes)
+            for (i64 r = 0; r < plane.rows; r++) {
+                const i64 row = (first + r) * stride + plane.down;
+                const bf16* const from = x + (image * seen.pixels() + row * seen.W) * C + c;
+                const auto at = [&](i64 q) {
+                    const i64 column = q * stride + plane.right;
+                    return row < 0 || row >= seen.H || column < 0 || column >= seen.W ? nothing.data() : from + column * C;
+                };
+                for (i64 q = 0; q < plane.columns; q += 2) pair(at(q), at(q + 1), position++);
+            }
+    }
+    void take_grad(i64 image, i64 count, i64 row, i64 k) {
+        const i64 there = each ? count * made.pixels() : std::min(rows, made.H - row) * made.W;
+        const bf16* const from = grad + (image * made.pixels() + row * made.W) * K + k;
+        for (i64 s = 0; s < steps; s++) {
+            const bf16* lines[32];
+            for (i64 p = 0; p < 32; p++) lines[p] = s * 32 + p < there ? from + (s * 32 + p) * K : nothing.data();
+            for (i64 panel = 0; panel < panels; panel++) {
+                char* const to = turned.get() + (2 * panel * steps + s) * TILE;
+                turn(lines, panel * WIDE, to, to + steps * TILE);
+            }
+        }
+    }
+    void multiply_all(char* sums, bool more) const {
+        for (i64 c = 0; c < deep; c++)
+            for (i64 k = 0; k < panels; k++)
+                for (i64 first = 0; first < steps; first += SOME) {
+                    const i64 behind = std::min(steps, first + SOME);
+                    const char* const rows = turned.get() + 2 * k * steps * TILE;
+                    const char* const columns = pairs.get() + 2 * c * apart * LINE;
+                    for (int j = 0; j < 3; j++)
+                        for (int t = j; t < 9; t += 3) {
+                            char* const sum = sums + ((c * panels + k) * 9 + t) * BLOCK;
+                            const char* const next = t < 6 ? sum + 3 * BLOCK : sum - (j < 2 ? 5 : -1) * BLOCK;  // to be there in time
+                            if (more || first > 0)
+                                load<true>(sum);
+                            else
+                                clear<true>();
+                            for (i64 s = first; s < behind; s++) {
+                                const char *const a = rows + s * TILE, *const b = columns + (at[s] + taps[t].at) * LINE;
+                                if (s < first + SOME) UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(next + (s - first) * 8 * LINE + i * LINE, 1);
+                                multiply<true>(a, a + steps * TILE, b, b + apart * LINE);
+                            }
+                            store<true>(sum);
+                        }
+                }
+    }
+};
+
+void by_weight(const bf16* x, const bf16* grad, float* gw, Images seen, Images made, i64 C, i64 K, int stride, int threads) {
+    const i64 deep = C / WIDE, panels = K / WIDE, size = deep * panels * 9 * BLOCK;
+    i64 parts = 1, slices = 1;  // of images, each with its sums; of the channels of x
+    while (parts < 8 && 2 * parts * size <= SUMS && 2 * parts <= seen.N) parts *= 2;
+    while (parts * slices < 2 * threads && deep % (2 * slices) == 0 && (parts * slices < threads || deep / slices > 8)) slices *= 2;
+    const i64 some = deep / slices;
+    const Buffer sums = buffer(parts * size);
+#pragma omp parallel num_threads(threads)
+    {
+        const Unit unit;
+        Adder adder(x, grad, seen, made, C, K, some, panels, stride);
+#pragma omp for schedule(dynamic)
+        for (i64 i = 0; i < parts * slices; i++) {
+            const i64 part = i / slices, slice = i % slices;
+            adder.run(seen.N * part / parts, seen.N * (part + 1) / parts, slice * some * WIDE, 0,
+                      sums.get() + part * size + slice * some * panels * 9 * BLOCK);
+        }
+        const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+#pragma omp for schedule(static)
+        for (i64 k = 0; k < K; k++)
+            for (int t = 0; t < 9; t++)
+                for (i64 c = 0; c < deep; c++) {
+                    const i64 within = k % WIDE, half = within / 4 % 2, row = within / 8 * 4 + within % 4;
+                    const char* from = sums.get() + ((c * panels + k / WIDE) * 9 + t) * BLOCK + half * 2 * TILE + row * LINE;
+                    __m512 a = _mm512_load_ps(from), b = _mm512_load_ps(from + TILE);
+                    for (i64 part = 1; part < parts; part++) {
+                        from += size;
+                        a += _mm512_load_ps(from), b += _mm512_load_ps(from + TILE);
+                    }
+                    float* const to = gw + (k * 9 + t) * C + c * WIDE;
+                    _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, low, b));
+                    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(a, high, b));
+                }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether the system lets this process use the matrix unit.
+int amx_allowed() {
+    const int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+}
+
+// y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
+// `to` or `from` is one. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made,
+// whichever is greater.
+void amx_forward(
+    const bf16* x, const bf16* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, int kind, int threads) {
+    const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
+    std::vector<Tap> nine;
+    for (int i = 0; i < 9; i++) nine.push_back({i, i / 3 - 1, i % 3 - 1});
+    Convolution it{x, y, kind < 0 ? half : all, kind == 2 ? half : all, C, K, 0, 0, kind == 2 ? 2 : 1, kind < 0 ? 2 : 1, {}};
+    const Images& grid = kind == 1 ? all : half;
+    it.rows = grid.H, it.columns = grid.W;
+    if (kind > 0) {
+        it.phases.push_back({nine, 0, 0});
+    } else
+        for (int phase = 0; phase < 4; phase++) {  // an even row of x sees a row of y's gradient by the middle taps, an odd one two by others
+            const int down = phase / 2, right = phase % 2;
+            std::vector<Tap> some;
+            for (int i = !down; i < 3; i += 2)
+                for (int j = !right; j < 3; j += 2) some.push_back({3 * i + j, i == 2, j == 2});
+            it.phases.push_back({some, down, right});
+        }
+    convolve(it, Weights{w, to, from, tap}, threads);
+}
+
+// gw [K,3,3,C]. H, W: of x.
+void amx_by_weight(
+    const bf16* x, const bf16* grad, float* gw, i64 N, i64 H, i64 W, i64 C, i64 K, int stride, int threads) {
+    const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
+    by_weight(x, grad, gw, all, stride == 1 ? all : half, C, K, stride, threads);
+}
+}

@@ -1,0 +1,89 @@
+"""3×3 convolutions (padding 1) of bfloat16 by the matrix unit of x86 processors (AMX), in C++: forward and both gradients.
+
+The products are those of the convolution as it is defined, added in float32: values differ from torch's by the order of sums alone.
+
+    y[n,k,p]   = Σ over taps t and inputs c of w[k,c,t]·x[n,c,s·p + t]
+    ∂w[k,c,t]  = Σ over images n and pixels p of ∂y[n,k,p]·x[n,c,s·p + t]
+    ∂x         : as y, of ∂y, the taps mirrored and channels exchanged; with a stride s of 2 even and odd rows and columns of x are seen
+                 by taps of their own, 9 for four pixels
+
+The unit multiplies tiles, [16,32]·[32,16]. Forward, a tile's rows are pixels one behind the other, so what they see has to lie so, too: a
+patch of x is copied, 32 channels at a time, with its border of zeros. For ∂w, sums run over pixels: pairs of them lie together, ∂y is
+transposed, and each column of taps has a copy.
+
+Source: Intel, "Intel Architecture Instruction Set Extensions Programming Reference" (319433), chapter 3.
+"""
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from spiketrain.kernels import cpp, taps
+from spiketrain.kernels.taps import numbers, pointers
+
+WIDE = 32
+"""Channels come in multiples of it."""
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """None where the processor has no such unit, the system does not allow it, or no compiler works."""
+    if not {"amx_bf16", "amx_tile", "avx512_bf16"} <= set(cpp.processor().split()):
+        return None
+    try:
+        library = cpp.load("amx", {}, contract=True)
+    except cpp.FAILURES:
+        return None
+    return library if library.amx_allowed() else None
+
+
+def _known(x: Tensor, channels: int) -> bool:
+    return x.dtype is torch.bfloat16 and x.shape[1] % WIDE == 0 and channels % WIDE == 0 and _library() is not None
+
+
+def forward_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
+    """Whether this is a faster way than torch's to a convolution of x `[N,C,H,W]` to so many channels.
+
+    The numbers here and in `input_pays` are of measurements with two threads of a Xeon (docs/LOG.md).
+    """
+    return _known(x, channels) and (max(x.shape[2:]) <= 8 * stride or x.shape[1] * channels >= 1 << 16)
+
+
+def input_pays(grad: Tensor, channels: int, stride: int = 1) -> bool:
+    """The same of the gradient by x, which has so many channels, of y's gradient."""
+    return _known(grad, channels) and (stride == 2 or forward_pays(grad, channels))
+
+
+def weight_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
+    """The same of the gradient by the weights of a convolution of x."""
+    return _known(x, channels)
+
+
+def _ready() -> ctypes.CDLL:
+    library = _library()
+    assert library is not None
+    return library
+
+
+def _fill(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int) -> None:
+    _ready().amx_forward(*pointers(x, weight, y), *numbers(*taps.sizes(x, y, kind), *steps), kind, torch.get_num_threads())
+
+
+def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1) -> Tensor:
+    """`taps.forward`. out: where it is to be. An image's values are the same whatever others are in x."""
+    return taps.forward(_fill, x, weight, out, stride)
+
+
+def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: int = 1) -> Tensor:
+    """`taps.by_input`."""
+    return taps.by_input(_fill, grad, weight, like, stride)
+
+
+def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
+    """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last: the same whatever the number of threads."""
+    found = torch.empty((grad.shape[1], x.shape[1], 3, 3), memory_format=taps.LAST)
+    n, c, h, w = x.shape
+    _ready().amx_by_weight(*pointers(x, grad, found), *numbers(n, h, w, c, grad.shape[1]), stride, torch.get_num_threads())
+    return found

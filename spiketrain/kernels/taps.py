@@ -1,0 +1,58 @@
+"""What the 3×3 convolutions in C++ share: the shape of what they fill, and how a C function reaches its weights."""
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LAST = torch.channels_last
+Fill = Callable[[Tensor, Tensor, Tensor, tuple[int, int, int], int], None]
+"""fill(x, weight, y, steps, kind): y becomes the convolution of x. weight: of which the first element is the first tap of the first
+weight; steps: elements from one output, input, tap to the next; kind: the stride, or less than 0 for the gradient by the input of a strided
+convolution.
+"""
+
+
+def halves(side: int, stride: int) -> int:
+    """Pixels of y for a side of x."""
+    return (side + stride - 1) // stride
+
+
+def empty(x: Tensor, channels: int, stride: int) -> Tensor:
+    """What a convolution of x to so many channels fills."""
+    return torch.empty((len(x), channels, *(halves(side, stride) for side in x.shape[2:])), dtype=x.dtype, memory_format=LAST)
+
+
+def forward(fill: Fill, x: Tensor, weight: Tensor, out: Tensor | None, stride: int) -> Tensor:
+    """`F.conv2d(x, weight, stride=stride, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, both of one dtype and channels last."""
+    weight = weight.contiguous(memory_format=LAST)
+    k, c = weight.shape[:2]
+    y = empty(x, k, stride) if out is None else out
+    fill(x, weight, y, (9 * c, 1, c), stride)
+    return y
+
+
+def by_input(fill: Fill, grad: Tensor, weight: Tensor, like: Tensor | None, stride: int) -> Tensor:
+    """The gradient of `forward` by x: a convolution with the taps mirrored. like: of x's shape, where there is a stride."""
+    weight = weight.contiguous(memory_format=LAST)
+    c = weight.shape[1]
+    x = torch.empty((len(grad), c, *(grad if like is None else like).shape[2:]), dtype=grad.dtype, memory_format=LAST)
+    fill(grad, weight.permute(0, 2, 3, 1)[:, 2, 2], x, (1, 9 * c, -c), 1 if stride == 1 else -stride)
+    return x
+
+
+def sizes(x: Tensor, y: Tensor, kind: int) -> tuple[int, int, int, int, int]:
+    """N, H, W, C, K of a `Fill`: H and W are of x, or of y where that is the greater."""
+    h, w = (x if kind > 0 else y).shape[2:]
+    return len(x), h, w, x.shape[1], y.shape[1]
+
+
+def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    """As arguments of a C function."""
+    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+
+
+def numbers(*values: int) -> list[ctypes.c_int64]:
+    """The same of int64."""
+    return [ctypes.c_int64(value) for value in values]
