@@ -102,7 +102,7 @@ class BatchNorm(nn.Module):
 
     def _normed(self, x: Tensor) -> Tensor:
         if not self.training or (self.mode != "step" and processes.world() == 1):
-            return fold(self.bn, x)
+            return fold(lambda y: _by_last(self.bn(y)), x)
         if self.mode != "step":
             self.bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             return fold(lambda y: self._normalise(y, self._momentum()), x)
@@ -157,16 +157,17 @@ class BatchNorm(nn.Module):
         if processes.world() > 1:
             assert bn.running_mean is not None and bn.running_var is not None
             return sync.batch_norm(x, (bn.running_mean, bn.running_var), bn.weight, bn.bias, momentum, bn.eps)
-        y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps)
-        plain = y.device.type == "cpu" and y.dtype is torch.bfloat16 and not torch.compiler.is_compiling()
-        if plain and y.requires_grad and y.is_contiguous(memory_format=torch.channels_last):
-            y.register_hook(_last)
-        return y
+        return _by_last(F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps))
 
 
-def _last(grad: Tensor) -> Tensor:
-    """Channels last: with any other, as a mean over space gives, torch's backward pass takes eight times as long."""
-    return grad.contiguous(memory_format=torch.channels_last)
+def _by_last(y: Tensor) -> Tensor:
+    """y, a batch norm's, whose gradient will be channels last where y is: with any other, as a mean over space gives, torch's backward
+    pass takes eight times as long in bfloat16 on the processor.
+    """
+    plain = y.device.type == "cpu" and y.dtype is torch.bfloat16 and not torch.compiler.is_compiling()
+    if plain and y.requires_grad and y.is_contiguous(memory_format=torch.channels_last):
+        y.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+    return y
 
 
 def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = True, anew: Anew | None = None) -> Tensor:

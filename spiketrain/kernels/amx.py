@@ -39,26 +39,13 @@ def _library() -> ctypes.CDLL | None:
     return library if library.amx_allowed() else None
 
 
-def _known(x: Tensor, channels: int) -> bool:
+def forward_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
+    """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels: it is for all that it can do."""
     return x.dtype is torch.bfloat16 and x.shape[1] % WIDE == 0 and channels % WIDE == 0 and _library() is not None
 
 
-def forward_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
-    """Whether this is a faster way than torch's to a convolution of x `[N,C,H,W]` to so many channels.
-
-    The numbers here and in `input_pays` are of measurements with two threads of a Xeon (docs/LOG.md).
-    """
-    return _known(x, channels) and (max(x.shape[2:]) <= 8 * stride or x.shape[1] * channels >= 1 << 16)
-
-
-def input_pays(grad: Tensor, channels: int, stride: int = 1) -> bool:
-    """The same of the gradient by x, which has so many channels, of y's gradient."""
-    return _known(grad, channels) and (stride == 2 or forward_pays(grad, channels))
-
-
-def weight_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
-    """The same of the gradient by the weights of a convolution of x."""
-    return _known(x, channels)
+input_pays = weight_pays = forward_pays
+"""The same of the gradient by x, which has so many channels, of y's gradient; and of that by the weights of a convolution of x."""
 
 
 def _ready() -> ctypes.CDLL:

@@ -94,6 +94,8 @@ def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding:
     """The gradient of `forward` by weight (which may come out in float32). All three are of one dtype."""
     if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight), stride)):
         return way(grad.contiguous(memory_format=LAST), x)
+    if _thin(x, weight, stride, padding):
+        return products.thin_by_weight(grad.contiguous(memory_format=LAST), x, stride)
     return _torchs(grad, x, weight, stride, padding, 1)
 
 

@@ -98,3 +98,9 @@ def thin_by_input(grad: Tensor, weight: Tensor, like: Tensor, stride: int) -> Te
     products = torch.mm(pixels.reshape(-1, grad.shape[1]), weight.flatten(1))
     found.permute(0, 2, 3, 1)[:, ::stride, ::stride] = products.view(*pixels.shape[:3], -1)
     return found
+
+
+def thin_by_weight(grad: Tensor, x: Tensor, stride: int) -> Tensor:
+    """The gradient of `thin` by its weight."""
+    pixels = x.permute(0, 2, 3, 1)[:, ::stride, ::stride].reshape(-1, x.shape[1])
+    return torch.mm(grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]).t(), pixels)[..., None, None]
