@@ -18,10 +18,10 @@ from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, line, widen
 from spiketrain.kernels import conv
-from spiketrain.kernels.leaky import Anew, Layout
+from spiketrain.kernels.leaky import Anew, over_steps
 from spiketrain.kernels.pool import avg_pool, max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
-from spiketrain.saving import again, conv_and_anew, conv_of_spikes, convolve
+from spiketrain.saving import added, again, conv_and_anew, conv_of_spikes, convolve
 
 NORMS = ("time", "step", "tdbn", "tebn")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -35,7 +35,7 @@ def same_at_every_step(x: Tensor) -> bool:
 def fold(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A layer without memory applied to every step of x `[T,B,...]`: time is folded into the batch; a constant input is done once."""
     if same_at_every_step(x):
-        return _repeated(layer(once(x)[0])[None], x.shape[0])
+        return repeated(layer(once(x)[0])[None], x.shape[0])
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -177,21 +177,29 @@ def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = 
     stored. They are in the dtype of potentials either way. update: whether the norm's running statistics are.
     anew: how the backward pass makes x again, where it is not to be kept, and used up.
     """
+    return _fire(norm, neuron, x, steps, update, anew)[0]
+
+
+def fire_along(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """`fire`, and x for a shortcut around it: the gradient by that is added in the pass over memory that writes the gradient by x."""
+    return _fire(norm, neuron, x, steps, True, None)
+
+
+def _fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool, anew: Anew | None) -> tuple[Tensor, Tensor]:
     norm.check(steps)
     kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
     if isinstance(neuron, Leaky) and kernel != "reference":
         if norm.training:
-            spikes, found = neuron.normed(x, norm.batch(), steps, anew)
+            spikes, found, along = neuron.normed(x, norm.batch(), steps, anew)
             if update:
                 norm.update(found, steps)
-            return spikes
+            return spikes, along
         if not torch.is_grad_enabled():
-            fired: Tensor = neuron(x, norm.affine(), steps)
-            return fired
+            return neuron(x, norm.affine(), steps), x
     if anew is not None:
         rest = functools.partial(_each_after_the_other, norm, neuron, steps)
-        return again(rest, x, anew, [*norm.parameters(), *neuron.parameters()])
-    return _each_after_the_other(norm, neuron, steps, x, update)
+        return again(rest, x, anew, [*norm.parameters(), *neuron.parameters()]), x
+    return _each_after_the_other(norm, neuron, steps, x, update), x
 
 
 def _each_after_the_other(norm: BatchNorm, neuron: Neuron, steps: int, x: Tensor, update: bool) -> Tensor:
@@ -210,7 +218,7 @@ def once(x: Tensor) -> Tensor:
 
 
 class _Repeated(torch.autograd.Function):
-    """`Tensor.expand` along time. In bfloat16 its gradient is added up in the order of memory, which takes torch a third of the time."""
+    """`Tensor.expand` along time."""
 
     @staticmethod
     def forward(ctx: Any, step: Tensor, steps: int) -> Tensor:
@@ -219,13 +227,10 @@ class _Repeated(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        if grads[0].dtype is not torch.bfloat16:  # in torch's order, to the bit
-            return grads[0].sum(0, keepdim=True), None
-        layout = Layout.of(grads[0], False)
-        return layout.back(layout.flat(grads[0]).sum(0, keepdim=True)), None
+        return over_steps(grads[0]), None
 
 
-def _repeated(step: Tensor, steps: int) -> Tensor:
+def repeated(step: Tensor, steps: int) -> Tensor:
     """`[1,B,...]` seen so many times. `once` gives that very tensor back: a slice's gradient would be as large as all steps, of zeros."""
     x: Tensor = _Repeated.apply(step, steps) if step.requires_grad else step.expand(steps, *step.shape[1:])
     x.step = step  # type: ignore[attr-defined]
@@ -238,12 +243,14 @@ class Conv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, size, stride, size // 2, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """plus: what is added to the result; if it has fewer images, to each so many of them."""
         if conv.pays(x, self.weight, self.stride[0], self.kernel_size[0] // 2):  # on the processor: autocast knows no meta device
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
             if x.dtype is dtype:
-                return convolve(self, x)
-        return super().forward(x)
+                return convolve(self, x, None, plus)
+        y: Tensor = super().forward(x)
+        return y if plus is None else added(y, plus)
 
 
 class Conv3x3(Conv):

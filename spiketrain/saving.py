@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from spiketrain import kernels
 from spiketrain.kernels import conv
-from spiketrain.kernels.leaky import Anew
+from spiketrain.kernels.leaky import Anew, over_steps
 
 MEMORY = ("speed", "bits", "least")
 Rest = Callable[[Tensor, bool], Tensor]
@@ -40,14 +40,14 @@ class Bits:
 
 
 class _Conv(torch.autograd.Function):
-    """A convolution by `kernels.conv`, forward and backward. Its gradient keeps x, or bits where x is spikes."""
+    """A convolution by `kernels.conv`, forward and backward, plus what is added to it. Its gradient keeps x, or bits where x is spikes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: Bits | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: Bits | None, plus: Tensor | None) -> Tensor:
         ctx.how = bits and bits.how
         ctx.save_for_backward(weight, bits.bits if bits else x)
-        ctx.where = stride, padding
-        return conv.forward(x, weight.to(x.dtype), stride, padding)
+        ctx.where, ctx.plus = (stride, padding), None if plus is None else (len(plus), plus.dtype)
+        return conv.forward(x, weight.to(x.dtype), stride, padding, plus)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -62,13 +62,24 @@ class _Conv(torch.autograd.Function):
         del x, kept  # before there is a gradient of its size
         if ctx.needs_input_grad[0]:
             by_x = conv.by_input(grad, like, w, *ctx.where)
-        return by_x, by_weight, None, None, None
+        by_plus = None
+        if ctx.needs_input_grad[5]:
+            images, dtype = ctx.plus
+            by_plus = (grads[0] if len(grads[0]) == images else over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
+        return by_x, by_weight, None, None, None, by_plus
 
 
-def convolve(layer: nn.Conv2d, x: Tensor, bits: Bits | None = None) -> Tensor:
-    """`layer` (no bias, no dilation, one group) of x `[N,C,H,W]` by `kernels.conv`. bits: x's, where they shall be kept instead of it."""
-    out: Tensor = _Conv.apply(x, layer.weight, *_where(layer), bits)
+def convolve(layer: nn.Conv2d, x: Tensor, bits: Bits | None = None, plus: Tensor | None = None) -> Tensor:
+    """`layer` (no bias, no dilation, one group) of x `[N,C,H,W]` by `kernels.conv`. bits: x's, where they shall be kept instead of it;
+    plus: what is added to the result; if it has fewer images, to each so many of them.
+    """
+    out: Tensor = _Conv.apply(x, layer.weight, *_where(layer), bits, plus)
     return out
+
+
+def added(y: Tensor, plus: Tensor) -> Tensor:
+    """y + plus; if that has fewer images, it is added to each so many of y's."""
+    return y + plus if len(y) == len(plus) else (y.unflatten(0, (-1, len(plus))) + plus).flatten(0, 1)
 
 
 def _where(layer: nn.Conv2d) -> tuple[int, int]:
@@ -86,11 +97,13 @@ def _bits(x: Tensor) -> Bits | None:
     return Bits(*kernels.pack(x)) if torch.is_grad_enabled() and kernels.packs(x) else None
 
 
-def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor) -> Tensor:
-    """`layer` of spikes `[N,C,H,W]`, which are kept for its gradient as bits where they can be."""
+def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor, plus: Tensor | None = None) -> Tensor:
+    """`layer` of spikes `[N,C,H,W]`, which are kept for its gradient as bits where they can be. plus: as in `convolve`."""
     spikes = _computed(spikes)
     bits = _bits(spikes)
-    out: Tensor = layer(spikes) if bits is None else convolve(layer, spikes, bits)
+    if bits is not None:
+        return convolve(layer, spikes, bits, plus)
+    out: Tensor = layer(spikes) if plus is None else layer(spikes, plus)
     return out
 
 

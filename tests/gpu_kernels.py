@@ -257,8 +257,8 @@ def test_norm_and_neuron_as_layers_call_them(own, constant):
     def by(kernel):
         given = [leaf.clone().requires_grad_() for leaf in leaves]
         coefficients = (0.5, 0.5, 0.5, 1.0)
-        spikes, _, found = kernels.norm_scan(given[0], None, Norm(*given[1:]), coefficients, Rule("qgate"), 3, kernel)
-        return spikes, found, torch.autograd.grad(spikes, given, grad)
+        spikes, _, found, along = kernels.norm_scan(given[0], None, Norm(*given[1:]), coefficients, Rule("qgate"), 3, kernel)
+        return spikes, found, torch.autograd.grad([spikes, along], given, [grad, 0.1 * grad[: len(x)]])
 
     (spikes, found, grads), (theirs, wanted, by_autograd) = by("triton"), by("reference")
     assert torch.equal(spikes, theirs) and found.count == wanted.count

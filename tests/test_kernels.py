@@ -96,8 +96,8 @@ def test_every_surrogate_and_reset(rule):
         torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs, rtol=1e-4, atol=1e-4)
 
 
-def normed(scan, x, steps, rule, norm, channels):
-    """Spikes, statistics, and gradients by everything, of one implementation of batch norm and neuron."""
+def normed(scan, x, steps, rule, norm, channels, shortcut=False):
+    """Spikes, statistics, and gradients by everything, of one implementation of batch norm and neuron; of x by a shortcut, too."""
     wide = functional.widen(x).dtype
     generator = torch.Generator().manual_seed(2)
     c = x.shape[2]
@@ -107,9 +107,12 @@ def normed(scan, x, steps, rule, norm, channels):
     size = (c,) if channels else ()
     coefficients = [(base + 0.1 * torch.rand(size, generator=generator)).to(wide).requires_grad_() for base in (0.5, 0.9, 0.6, 2.0)]
     given = functional.Norm(weight, bias, 1e-5, norm == "step")
-    s, _, found = scan(leaf, None, given, coefficients, rule, steps)
+    s, _, found, along = scan(leaf, None, given, coefficients, rule, steps)
     back = torch.randn(s.shape, generator=generator).to(s.dtype)
-    (s * back).sum().backward()
+    loss = (s * back).sum()
+    if shortcut:
+        loss = loss + (along * torch.randn(x.shape, generator=generator).to(x.dtype)).sum()
+    loss.backward()
     return s.detach(), found, [p.grad for p in (leaf, weight, bias, *coefficients)]
 
 

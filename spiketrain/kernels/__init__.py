@@ -88,20 +88,23 @@ def scan(
         return functional.scan(x, v, decay, gain, threshold, alpha, rule)
     constant = len(x) > 1 and x.stride(0) == 0
     given = x[:1] if constant else x
-    spikes, last, _ = leaky.scan(passes(chosen), given, v, None, (decay, gain, threshold, alpha), rule, len(x), keep)
+    spikes, last, _, _ = leaky.scan(passes(chosen), given, v, None, (decay, gain, threshold, alpha), rule, len(x), keep)
     return spikes, last
 
 
 def norm_scan(
     x: Tensor, v: Tensor | None, norm: Norm, coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto", keep: bool = True,
     anew: Anew | None = None,
-) -> tuple[Tensor, Tensor | None, Moments]:  # fmt: skip
-    """`functional.norm_scan` by the kernel of that name. anew: of an x that is not to be kept (the reference keeps more anyway)."""
+) -> tuple[Tensor, Tensor | None, Moments, Tensor]:  # fmt: skip
+    """`functional.norm_scan` by the kernel of that name, and x for a shortcut (see `leaky.Scanned`).
+
+    anew: of an x that is not to be kept (the reference keeps more anyway).
+    """
     if (chosen := choose(kernel, x, rule)) == "reference":
-        return functional.norm_scan(x, v, norm, *coefficients, rule, steps)
-    spikes, last, found = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep, anew)
+        return *functional.norm_scan(x, v, norm, *coefficients, rule, steps), x
+    spikes, last, found, x = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep, anew)
     assert found is not None
-    return spikes, last, found
+    return spikes, last, found, x
 
 
 def affine_scan(

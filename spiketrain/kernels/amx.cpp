@@ -210,17 +210,28 @@ struct Phase {
 struct Convolution {
     const bf16* x;
     bf16* y;
+    const bf16* plus;  // what is added to the result, or null: to so many images each
+    i64 every;
     Images seen, made;
     i64 C, K, rows, columns;  // rows, columns: of the grid
     int stride, step;         // from a place to the next, in pixels of x, of y
     std::vector<Phase> phases;
 };
 
+INLINE __m512 wide(const bf16* from) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
+}
+
+// Where a row of sums goes, in values from the first of y, or -1; and what is added to it, from the first of `plus`.
+struct Goal {
+    i64 y, plus;
+};
 // A block of sums on its way to y, row by row.
 struct Done {
     const char* sums = nullptr;
-    const i64* to = nullptr;  // of each row, or -1
+    const Goal* goals = nullptr;
     bf16* y = nullptr;
+    const bf16* plus = nullptr;
     bool past = false;
     i64 without = 0;  // so many rows at the end
     i64 row = 0;
@@ -228,14 +239,16 @@ struct Done {
         if (!sums) return;
         behind = std::min(behind, 2 * ROWS - without);
         for (; row < behind; row++) {
-            const i64 at = to[row];
-            if (at < 0) continue;
+            const Goal goal = goals[row];
+            if (goal.y < 0) continue;
             const char* const from = sums + row / ROWS * 2 * TILE + row % ROWS * LINE;
-            const __m512i values = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(from + TILE), _mm512_load_ps(from));
+            __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + TILE);
+            if (plus) low += wide(plus + goal.plus), high += wide(plus + goal.plus + 16);
+            const __m512i values = (__m512i)_mm512_cvtne2ps_pbh(high, low);
             if (past)
-                _mm512_stream_si512((__m512i*)(y + at), values);
+                _mm512_stream_si512((__m512i*)(y + goal.y), values);
             else
-                _mm512_storeu_si512(y + at, values);
+                _mm512_storeu_si512(y + goal.y, values);
         }
     }
 };
@@ -297,7 +310,8 @@ void convolve(Convolution& it, const Weights& weights, int threads) {
         const Buffer sums = buffer(depth < deep ? i64(taps.size()) * panels * blocks * BLOCK : 2 * BLOCK);
         Done done;
         int turn = 0;
-        std::vector<i64> bases(group * tiles + 1), to(taps.size() * group * tiles * ROWS);
+        std::vector<i64> bases(group * tiles + 1);
+        std::vector<Goal> goals(taps.size() * group * tiles * ROWS);
 #pragma omp for schedule(dynamic)
         for (i64 task = 0; task < images * parts; task++) {
             const i64 image = task / parts * group, row = task % parts * rows, count = std::min(group, it.seen.N - image);
@@ -311,8 +325,9 @@ void convolve(Convolution& it, const Weights& weights, int threads) {
                         const i64 y_row = (row + place / it.columns) * it.step + it.phases[phase].down;
                         const i64 y_column = place % it.columns * it.step + it.phases[phase].right;
                         const bool there = place < made_rows * it.columns && y_row < it.made.H && y_column < it.made.W;
-                        const i64 pixel = (image + n) * it.made.pixels() + y_row * it.made.W + y_column;
-                        to[(phase * group * tiles + n * here) * ROWS + place] = there ? pixel * it.K : -1;
+                        const i64 pixel = y_row * it.made.W + y_column, all = it.made.pixels();
+                        goals[(phase * group * tiles + n * here) * ROWS + place] =
+                            there ? Goal{((image + n) * all + pixel) * it.K, ((image + n) % it.every * all + pixel) * it.K} : Goal{-1, 0};
                     }
             for (i64 first = 0; first < deep; first += depth) {
                 const i64 some = std::min(depth, deep - first);
@@ -369,7 +384,10 @@ void convolve(Convolution& it, const Weights& weights, int threads) {
                                 run(std::true_type());
                             else
                                 run(std::false_type());
-                            if (first + some == deep) done = Done{at, to.data() + phase * group * tiles * ROWS + t * ROWS, it.y + panel * WIDE, past, both ? 0 : ROWS};
+                            if (first + some == deep) {
+                                done = Done{at, goals.data() + (phase * group * tiles + t) * ROWS, it.y + panel * WIDE,
+                                            it.plus ? it.plus + panel * WIDE : nullptr, past, both ? 0 : ROWS};
+                            }
                         }
                     }
                 }
@@ -583,14 +601,15 @@ int amx_allowed() {
 }
 
 // y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
-// `to` or `from` is one. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made,
+// `to` or `from` is one. plus, if not null, is added: it has `every` images, of which one is added to every so many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made,
 // whichever is greater.
 void amx_forward(
-    const bf16* x, const bf16* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, int kind, int threads) {
+    const bf16* x, const bf16* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
+    int kind, int threads) {
     const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
     std::vector<Tap> nine;
     for (int i = 0; i < 9; i++) nine.push_back({i, i / 3 - 1, i % 3 - 1});
-    Convolution it{x, y, kind < 0 ? half : all, kind == 2 ? half : all, C, K, 0, 0, kind == 2 ? 2 : 1, kind < 0 ? 2 : 1, {}};
+    Convolution it{x, y, plus, every, kind < 0 ? half : all, kind == 2 ? half : all, C, K, 0, 0, kind == 2 ? 2 : 1, kind < 0 ? 2 : 1, {}};
     const Images& grid = kind == 1 ? all : half;
     it.rows = grid.H, it.columns = grid.W;
     if (kind > 0) {

@@ -54,13 +54,18 @@ def _ready() -> ctypes.CDLL:
     return library
 
 
-def _fill(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int) -> None:
-    _ready().amx_forward(*pointers(x, weight, y), *numbers(*taps.sizes(x, y, kind), *steps), kind, torch.get_num_threads())
+def _fill(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int, plus: Tensor | None = None) -> None:
+    more = ctypes.c_void_p(None if plus is None else plus.data_ptr()), *numbers(1 if plus is None else len(plus))
+    sizes = numbers(*taps.sizes(x, y, kind), *steps)
+    _ready().amx_forward(*pointers(x, weight, y), *sizes, *more, kind, torch.get_num_threads())
 
 
-def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1) -> Tensor:
-    """`taps.forward`. out: where it is to be. An image's values are the same whatever others are in x."""
-    return taps.forward(_fill, x, weight, out, stride)
+def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1, plus: Tensor | None = None) -> Tensor:
+    """`taps.forward`. out: where it is to be; plus: what is added, of y's dtype and layout, to each so many images as it has.
+
+    An image's values are the same whatever others are in x.
+    """
+    return taps.forward(functools.partial(_fill, plus=plus), x, weight, out, stride)
 
 
 def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: int = 1) -> Tensor:

@@ -61,8 +61,20 @@ def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     return _forward_by(x, len(weight), stride) is not None or _weight_by(x, len(weight), stride) is not None
 
 
-def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
-    """`F.conv2d(x, weight, None, stride, padding)` by whichever way is fastest. No gradient goes through it."""
+def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1, plus: Tensor | None = None) -> Tensor:
+    """`F.conv2d(x, weight, None, stride, padding)` by whichever way is fastest, and plus, of as many images or of each so many of them.
+
+    No gradient goes through it.
+    """
+    if plus is not None and _ours(x, weight, stride, padding) and amx.forward_pays(x, len(weight), stride):
+        return amx.forward(x, weight, None, stride, plus.to(x.dtype).contiguous(memory_format=LAST))
+    y = _forward(x, weight, stride, padding)
+    if plus is not None:
+        y.unflatten(0, (-1, len(plus))).add_(plus)
+    return y
+
+
+def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     if _thin(x, weight, stride, padding):
         return products.thin(x, weight, stride)
     way = _forward_by(x, len(weight), stride) if _ours(x, weight, stride, padding) else None

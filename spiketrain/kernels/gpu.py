@@ -178,6 +178,7 @@ def backward(
     total: Total | None = None,
     count: float = 0.0,
     weight: Tensor | None = None,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients by x (`[1,P,C,Q]` where x is constant in time), v, the norm's weight and bias (`[S,C]`, to be added up), and the
     coefficients (each `[C]`).
@@ -185,7 +186,7 @@ def backward(
     stats: (mean, rstd), each `[S,C]`, where the affine is a norm by the statistics of x; then the gradient passes through
     them, which takes a pass over memory for the two sums a channel and a second one for the rest. count: numbers behind each
     statistic (0: those that are here; of an x that is the same at every step, one step's); total: sum over the processes that
-    share it. weight: the norm's, `[T,C]`, where each step has its own: statistics are then `[1,C]`.
+    share it. weight: the norm's, `[T,C]`, where each step has its own: statistics are then `[1,C]`. more: added to the gradient by x.
     """
     tiles, time = _Tiling(x), _time(x, affine)
     starts = None
@@ -220,6 +221,8 @@ def backward(
         means = (shared if total is None else total(shared)) / (count or tiles.places * grad_x.shape[0] / stats[0].shape[0])
         nothing = {"grad_v0": None, "sums": None, "NEEDS": 0}
         _launch(_backward_kernel, x, tiles.grid, **common, **nothing, grad_x=grad_x, norm_sums=None, norm_means=means)
+    if more is not None:
+        grad_x.add_(more)
     return grad_x, grad_v0, grad_weight, grad_bias, [None if sums is None or not n else sums[i].sum(0) for i, n in enumerate(needs)]
 
 

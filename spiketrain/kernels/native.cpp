@@ -615,8 +615,9 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
     }
 };
 
-// gx, which holds gy, becomes line[0]·gy + line[1]·x + line[2]
-void through_norm(const ELEMENT* x, ELEMENT* gx, const A* const* line, i64 S, const Shape& s, int threads) {
+// gx, which holds gy, becomes line[0]·gy + line[1]·x + line[2], and `more` (or null) besides
+template <bool MORE>
+void through_norm(const ELEMENT* x, ELEMENT* gx, const ELEMENT* more, const A* const* line, i64 S, const Shape& s, int threads) {
     const Groups groups(s);
     in_parallel(groups.units(), threads, [&](int, i64 begin, i64 end) {
         through(groups, begin, end, [=, &s](const Group& group, auto full) {
@@ -626,7 +627,8 @@ void through_norm(const ELEMENT* x, ELEMENT* gx, const A* const* line, i64 S, co
                 r.enter();
                 for (i64 t = 0; t < s.T; t++) {
                     if (S > 1 || (t == 0 && (block == 0 || r.lined))) through = Line::of(r, line, S > 1 ? t : 0);
-                    r.put(through(r.get(gx + t * r.step), r.get(x + t * r.step)), gx + t * r.step);
+                    const Pair g = through(r.get(gx + t * r.step), r.get(x + t * r.step));
+                    r.put(MORE ? g + r.get(more + t * r.step) : g, gx + t * r.step);
                 }
             }
         });
@@ -669,13 +671,17 @@ void spike_backward(const Arguments* a, const Back* to, i64 T, i64 P, i64 C, i64
     run(*a, *to, Shape{T, P, C, Q}, threads);
 }
 
-void spike_through_norm(const ELEMENT* x, ELEMENT* gx, const A* scale, const A* slope, const A* shift, i64 S, i64 T, i64 P, i64 C, i64 Q,
-                        int threads) {
+void spike_through_norm(const ELEMENT* x, ELEMENT* gx, const ELEMENT* more, const A* scale, const A* slope, const A* shift, i64 S, i64 T,
+                        i64 P, i64 C, i64 Q, int threads) {
     const i64 step = P * C * Q, few = 4;  // steps at a time: they often lie in the same sets of the caches, which hold eight lines
     for (i64 t = 0; t < T; t += few) {
         const i64 at = S > 1 ? t * C : 0;
         const A* const line[3] = {scale + at, slope + at, shift + at};
-        through_norm(x + t * step, gx + t * step, line, S, Shape{std::min(few, T - t), P, C, Q}, threads);
+        const Shape some{std::min(few, T - t), P, C, Q};
+        if (more)
+            through_norm<true>(x + t * step, gx + t * step, more + t * step, line, S, some, threads);
+        else
+            through_norm<false>(x + t * step, gx + t * step, nullptr, line, S, some, threads);
     }
 }
 

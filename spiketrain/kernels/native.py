@@ -152,7 +152,7 @@ def forward(
 def backward(
     x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
     coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
-    weight: Tensor | None = None, over: bool = False,
+    weight: Tensor | None = None, over: bool = False, more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
     """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias (`[S,C]`, to be added up), and
     the coefficients `[C]`.
@@ -161,6 +161,7 @@ def backward(
     are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own. Between
     the pass for the norm's sums and the one that uses them the gradient by y waits in gx, rounded to x's dtype, as where norm and neuron
     are two layers; where x is the same at every step, or the gradient by x is to take its place (over), it is computed twice instead.
+    more: a gradient of gx's shape that is added to it.
     """
     rows = _Rows(x)
     given = _Given(rows, x, v, affine, coefficients)
@@ -187,10 +188,12 @@ def backward(
         line = tuple(rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
     if line and not twice:
         steps = ctypes.c_int64(len(line[0]))
-        library(rule, x.dtype).spike_through_norm(_p(x), _p(gx), *map(_p, line), steps, *given.sizes)
+        library(rule, x.dtype).spike_through_norm(_p(x), _p(gx), _p(more), *map(_p, line), steps, *given.sizes)
     else:
         second = _back(grad_s, grad_v, None, line, gx, gv, None if line else learned, None)
         run(ctypes.byref(given.arguments), ctypes.byref(second), *given.sizes)
+        if more is not None:
+            gx.add_(more)
     found: Sequence[Tensor | None] = [None] * 4 if learned is None else rows.split(learned).sum(0).unbind()
     by_coefficient = [g if need else None for g, need in zip(found, needs, strict=True)]
     return gx, gv, by_weight, by_bias, by_coefficient

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spiketrain.layers import BatchNorm, Conv1x1, Conv3x3, Readout, fire, fold, once
+from spiketrain.layers import BatchNorm, Conv, Conv1x1, Conv3x3, Readout, fire_along, fold, once, repeated
 from spiketrain.models.network import Plan
 from spiketrain.saving import conv_of_spikes
 
@@ -18,16 +18,22 @@ from spiketrain.saving import conv_of_spikes
 class NormNeuronConv(nn.Module):
     """norm → neuron → convolution."""
 
-    def __init__(self, conv: nn.Conv2d, plan: Plan) -> None:
+    def __init__(self, conv: Conv, plan: Plan) -> None:
         super().__init__()
         self.norm = BatchNorm(conv.in_channels, plan.norm)
         self.neuron = plan.neuron.make()
         self.conv = conv
         self.memory = plan.memory
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        return self.along(x, plus)[0]
+
+    def along(self, x: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, and x for a shortcut around it. plus: what is added to the convolution."""
+        spikes, given = fire_along(self.norm, self.neuron, once(x), len(x))
         convolve = self.conv if self.memory == "speed" else functools.partial(conv_of_spikes, self.conv)
-        return fold(convolve, fire(self.norm, self.neuron, once(x), len(x)))
+        y = fold(lambda s: convolve(s, None if plus is None else once(plus).flatten(0, 1)), spikes)
+        return y, repeated(given, len(x)) if len(given) < len(x) else given
 
 
 def _basic(inputs: int, planes: int, stride: int, plan: Plan) -> list[NormNeuronConv]:
@@ -48,8 +54,13 @@ class Block(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.branch(x)
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        first, *between, last = self.branch
+        y, x = first.along(x)  # type: ignore[operator]
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        for unit in between:
+            y = unit(y)
+        out: Tensor = last(y, shortcut)
+        return out
 
 
 class Stem(nn.Module):
