@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from spiketrain import layers
-from spiketrain.kernels import conv, cpp, products, winograd
+from spiketrain.kernels import amx, conv, cpp, products, winograd
 
 LAST = torch.channels_last
 SHAPES = [  # batch, channels in, channels out, height, width
@@ -243,33 +243,33 @@ def test_winograd_gives_the_same_bits_whatever_the_threads(dtype, stride):
     ("dtype", "flags", "compiler"),
     [
         (torch.bfloat16, "flags : avx2 fma", "g++"),
-        (torch.bfloat16, "flags : avx512_vnni amx_bf16", "g++"),
         (torch.bfloat16, "flags : avx512_vnni", None),
         (torch.float32, "flags : sse2", "g++"),
         (torch.float32, "Features : asimd", "g++"),
         (torch.float32, "flags : fma", None),
     ],
-    ids=["no AVX512-VNNI", "AMX", "no compiler", "no FMA", "no x86", "no compiler, float32"],
+    ids=["no AVX512-VNNI", "no compiler", "no FMA", "no x86", "no compiler, float32"],
 )
 def test_without_what_winograd_needs_torch_convolves(dtype, flags, compiler, monkeypatch):
     monkeypatch.setattr(cpp, "processor", lambda: flags)
     monkeypatch.setattr(cpp, "compiler", lambda: compiler)
-    winograd._library.cache_clear()
+    amx._library.cache_clear(), winograd._library.cache_clear()
     try:
         x, weight = pair(64, 64, 64, 8, 8, dtype)
         assert not conv.pays(x, weight, 1, 1)
         assert torch.equal(conv.forward(x, weight), F.conv2d(x, weight, padding=1))
     finally:
-        winograd._library.cache_clear()
+        amx._library.cache_clear(), winograd._library.cache_clear()
 
 
 def ways(x, channels, stride=1):
-    """With what a way by the weights is made of."""
-    found = conv._weight_by(x, channels, stride)
-    return conv._forward_by(x, channels, stride), getattr(found, "func", found)
+    """With what they are made of."""
+    found = conv._forward_by(x, channels, stride), conv._weight_by(x, channels, stride)
+    return tuple(getattr(way, "func", way) for way in found)
 
 
 def test_each_shape_goes_its_fastest_way(monkeypatch):
+    monkeypatch.setattr(amx, "_library", lambda: None)
     monkeypatch.setattr(winograd, "_library", lambda dtype: object())  # as on a processor that has it
 
     def by(n, c, k, side, dtype=torch.bfloat16, stride=1):
@@ -296,6 +296,11 @@ def test_each_shape_goes_its_fastest_way(monkeypatch):
     assert by(64, 256, 256, 8, torch.float64) == (None, None)
     assert by(64, 2048, 64, 8) == (None, None)  # where sums of whole numbers are less exact
     assert by(64, 2048, 64, 8, torch.float32) == ours
+    monkeypatch.setattr(amx, "_library", object)
+    for sizes in ((256, 32, 64, 8), (1, 2048, 64, 3), (256, 512, 512, 2)):
+        assert by(*sizes) == by(*sizes, stride=2) == (amx.forward, amx.by_weight)
+    assert by(256, 16, 64, 8) == by(256, 32, 48, 8) == (None, None)
+    assert by(64, 256, 256, 8, torch.float32) == ours
 
 
 @pytest.mark.parametrize(
@@ -340,7 +345,7 @@ def test_of_images_that_are_made_as_they_are_needed_values_are_the_same(shape, d
 
     found = conv.forward_of(images, torch.empty_like(x, device="meta"), weight, stride)
     assert torch.equal(found, conv.forward(x, weight, stride))
-    ours = conv.winograd.forward_pays(x[:16], shape[2], stride)
+    ours = conv._imagewise(x[:16], shape[2], stride)
     assert asked == [(0, 16), (16, 32), (32, 40)] if ours else asked == [(0, 16), (0, 40)]
 
 
@@ -366,7 +371,8 @@ def taken(layer, x):
     return type(layer(x.requires_grad_()).grad_fn).__name__ == "_ConvBackward"
 
 
-def test_a_layer_takes_them_where_they_pay():
+def test_a_layer_takes_them_where_they_pay(monkeypatch):
+    monkeypatch.setattr(amx, "_library", lambda: None)
     layer = layers.Conv3x3(256, 512).to(torch.bfloat16).to(memory_format=LAST)
     x = torch.randn(16, 256, 3, 3).bfloat16().contiguous(memory_format=LAST)
     assert taken(layer, x)
@@ -396,3 +402,21 @@ def test_a_layer_under_autocast_gives_gradients_in_the_dtype_of_its_weights():
 def test_a_layer_without_memory_tells_shapes_alone():
     with torch.device("meta"):
         assert layers.Conv3x3(256, 512)(torch.empty(16, 256, 3, 3)).shape == (16, 512, 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 64, 8, 8), (64, 32, 64, 9, 5), (64, 12, 20, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("each", [1, 4])
+def test_what_is_added_to_a_convolution_gets_its_gradient(shape, dtype, each):
+    """A shortcut: of as many images, or of a quarter of them, as one that is the same at every step."""
+    n, c, k, h, w = shape
+    x, plus = pair(*shape, dtype)[0].requires_grad_(), torch.randn(n // each, k, h, w).to(dtype).to(memory_format=LAST).requires_grad_()
+    layer = layers.Conv3x3(c, k).to(dtype).to(memory_format=LAST)
+    y = layer(x, plus)
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, (x, plus, layer.weight), grad)
+    exact = F.conv2d(x.double(), layer.weight.double(), None, 1, 1) + plus.double().repeat(each, 1, 1, 1)
+    wanted = torch.autograd.grad(exact, (x, plus, layer.weight), grad.double())
+    assert relative(y.detach(), exact.detach()) < BOUND[dtype]
+    for ours, theirs, given in zip(found, wanted, (x, plus, layer.weight), strict=True):
+        assert ours.dtype is dtype and ours.shape == given.shape and relative(ours, theirs.double()) < BOUND[dtype]

@@ -146,8 +146,8 @@ def test_norm_and_neuron_together_equal_the_reference(case, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *a, **k: x.new_full(*a, float("nan"), **k))  # what is not written shows
     x = inputs(shape[0], shape[1:], dtype, layout) * 2 + 3  # far from zero: the variance must not drown
     rule = Rule("atan", "soft", False) if channels else Rule()
-    s, found, grads = normed(lambda x, v, n, c, r, t: functional.norm_scan(x, v, n, *c, r, t), x, steps, rule, norm, channels)
-    fast_s, fast_found, fast_grads = normed(lambda *a: kernels.norm_scan(*a, "compiled"), x, steps, rule, norm, channels)
+    s, found, grads = normed(lambda x, v, n, c, r, t: (*functional.norm_scan(x, v, n, *c, r, t), x), x, steps, rule, norm, channels, True)
+    fast_s, fast_found, fast_grads = normed(lambda *a: kernels.norm_scan(*a, "compiled"), x, steps, rule, norm, channels, True)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-5}[dtype]
     assert fast_found.count == found.count
     torch.testing.assert_close(fast_found.mean, found.mean, rtol=tolerance, atol=tolerance, check_dtype=False)

@@ -417,6 +417,8 @@ int mixed(int i) { return i / 4 * 8 + i % 4; }
 const i64 SOME = 8;              // steps whose rows and columns stay in the nearest cache for all taps
 const i64 CHUNK = 640;           // places at a time, about
 const i64 SUMS = i64(16) << 20;  // bytes of sums
+const i64 NEAR = i64(600) << 10; // bytes of those that stay in the second cache while several chunks are added up
+const i64 TURNED = i64(2) << 20; // bytes of transposed gradients of such chunks
 
 // What a thread needs to add up the gradient by the weights of some channels over some images.
 class Adder {
@@ -429,6 +431,7 @@ class Adder {
     bool each;            // whether each tap has a plane: of whole images, with all their places one behind the other
     i64 rows, group = 1;  // of an image, or images, at a time
     i64 steps, apart;
+    i64 some, chunks;  // channels (times WIDE) whose sums are near; chunks at a time
     std::vector<int32_t> source;  // for `each`: the pixel of each place's tap, or -1
     std::vector<i64> at;          // of a step, in lines of pairs
     std::vector<bf16> nothing;
@@ -466,43 +469,52 @@ class Adder {
         }
         apart |= 1;
         for (i64 s = 0; s < steps; s++) at.push_back(s * 16);
-        pairs = buffer(2 * deep * apart * LINE);
-        std::memset(pairs.get(), 0, 2 * deep * apart * LINE);
-        turned = buffer(2 * panels * steps * TILE);
+        some = std::min(deep, std::max<i64>(1, NEAR / (panels * 9 * BLOCK)));
+        chunks = some == deep ? 1 : std::max<i64>(1, TURNED / size());
+        pairs = buffer(2 * some * apart * LINE);
+        std::memset(pairs.get(), 0, 2 * some * apart * LINE);
+        turned = buffer(chunks * size());
     }
 
     // Adds the images first to last - 1 up, of the channels from c and k on, in `sums` [deep,panels,9] blocks, which are set if not `more`.
     void run(i64 first, i64 last, i64 c, i64 k, char* sums) {
-        bool more = false;
-        for (i64 image = first; image < last; image += group)
-            for (i64 row = 0; row < made.H; row += rows) {
-                const i64 count = std::min(group, last - image);
-                if (each)
-                    take_each(image, count, c);
-                else
-                    take_rows(image, row, c);
-                take_grad(image, count, row, k);
-                multiply_all(sums, more);
-                more = true;
+        const i64 parts = (made.H + rows - 1) / rows, all = (last - first + group - 1) / group * parts;
+        for (i64 start = 0; start < all; start += chunks) {
+            const i64 behind = std::min(all, start + chunks);
+            const auto image = [&](i64 chunk) { return first + chunk / parts * group; };
+            const auto count = [&](i64 chunk) { return std::min(group, last - image(chunk)); };
+            for (i64 chunk = start; chunk < behind; chunk++)
+                take_grad(image(chunk), count(chunk), chunk % parts * rows, k, turned.get() + (chunk - start) * size());
+            for (i64 from = 0; from < deep; from += some) {
+                const i64 channels = std::min(some, deep - from);
+                for (i64 chunk = start; chunk < behind; chunk++) {
+                    if (each)
+                        take_each(image(chunk), count(chunk), c + from * WIDE, channels);
+                    else
+                        take_rows(image(chunk), chunk % parts * rows, c + from * WIDE, channels);
+                    multiply_all(turned.get() + (chunk - start) * size(), channels, sums + from * panels * 9 * BLOCK, chunk > 0);
+                }
             }
+        }
     }
 
   private:
-    void pair(const bf16* even, const bf16* odd, i64 position) {
+    i64 size() const { return 2 * panels * steps * TILE; }  // of a chunk's transposed gradient
+    void pair(const bf16* even, const bf16* odd, i64 channels, i64 position) {
         char* to = pairs.get() + position * LINE;
-        for (i64 c = 0; c < deep; c++, to += 2 * apart * LINE) {
+        for (i64 c = 0; c < channels; c++, to += 2 * apart * LINE) {
             const __m512i one = line(even + c * WIDE), two = line(odd + c * WIDE);
             _mm512_store_si512(to, _mm512_unpacklo_epi16(one, two));
             _mm512_store_si512(to + apart * LINE, _mm512_unpackhi_epi16(one, two));
         }
     }
-    void take_each(i64 image, i64 count, i64 c) {
+    void take_each(i64 image, i64 count, i64 c, i64 channels) {
         const bf16* const from = x + image * seen.pixels() * C + c;
         const i64 behind = count * seen.pixels();
         const auto at = [&](int32_t pixel) { return pixel < 0 || pixel >= behind ? nothing.data() : from + pixel * C; };
-        for (size_t p = 0; p < source.size(); p += 2) pair(at(source[p]), at(source[p + 1]), i64(p) / 2);
+        for (size_t p = 0; p < source.size(); p += 2) pair(at(source[p]), at(source[p + 1]), channels, i64(p) / 2);
     }
-    void take_rows(i64 image, i64 first, i64 c) {
+    void take_rows(i64 image, i64 first, i64 c, i64 channels) {
         i64 position = 0;
         for (const Plane& plane : planes)
             for (i64 r = 0; r < plane.rows; r++) {
@@ -512,27 +524,27 @@ class Adder {
                     const i64 column = q * stride + plane.right;
                     return row < 0 || row >= seen.H || column < 0 || column >= seen.W ? nothing.data() : from + column * C;
                 };
-                for (i64 q = 0; q < plane.columns; q += 2) pair(at(q), at(q + 1), position++);
+                for (i64 q = 0; q < plane.columns; q += 2) pair(at(q), at(q + 1), channels, position++);
             }
     }
-    void take_grad(i64 image, i64 count, i64 row, i64 k) {
+    void take_grad(i64 image, i64 count, i64 row, i64 k, char* to) {
         const i64 there = each ? count * made.pixels() : std::min(rows, made.H - row) * made.W;
         const bf16* const from = grad + (image * made.pixels() + row * made.W) * K + k;
         for (i64 s = 0; s < steps; s++) {
             const bf16* lines[32];
             for (i64 p = 0; p < 32; p++) lines[p] = s * 32 + p < there ? from + (s * 32 + p) * K : nothing.data();
             for (i64 panel = 0; panel < panels; panel++) {
-                char* const to = turned.get() + (2 * panel * steps + s) * TILE;
-                turn(lines, panel * WIDE, to, to + steps * TILE);
+                char* const tile = to + (2 * panel * steps + s) * TILE;
+                turn(lines, panel * WIDE, tile, tile + steps * TILE);
             }
         }
     }
-    void multiply_all(char* sums, bool more) const {
-        for (i64 c = 0; c < deep; c++)
+    void multiply_all(const char* gradients, i64 channels, char* sums, bool more) const {
+        for (i64 c = 0; c < channels; c++)
             for (i64 k = 0; k < panels; k++)
                 for (i64 first = 0; first < steps; first += SOME) {
                     const i64 behind = std::min(steps, first + SOME);
-                    const char* const rows = turned.get() + 2 * k * steps * TILE;
+                    const char* const rows = gradients + 2 * k * steps * TILE;
                     const char* const columns = pairs.get() + 2 * c * apart * LINE;
                     for (int j = 0; j < 3; j++)
                         for (int t = j; t < 9; t += 3) {

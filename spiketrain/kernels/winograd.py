@@ -103,10 +103,10 @@ FORMS = {
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """None where it would not be faster than torch's convolutions, or no compiler works.
 
-    bfloat16 needs AVX512-VNNI, and with matrix tiles `amx` is faster; float32 has been measured on x86 with FMA only.
+    bfloat16 needs AVX512-VNNI; float32 has been measured on x86 with FMA only.
     """
     flags = cpp.processor().split()
-    good = "fma" in flags if dtype is torch.float32 else "avx512_vnni" in flags and "amx_bf16" not in flags
+    good = "fma" in flags if dtype is torch.float32 else "avx512_vnni" in flags
     try:
         return cpp.load(FORMS[dtype].source, {}, contract=True) if good else None
     except cpp.FAILURES:
