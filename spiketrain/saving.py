@@ -47,21 +47,21 @@ class _Conv(torch.autograd.Function):
         ctx.how = bits and bits.how
         ctx.save_for_backward(weight, bits.bits if bits else x)
         ctx.where, ctx.plus = (stride, padding), None if plus is None else (len(plus), plus.dtype)
-        return conv.forward(x, weight.to(x.dtype), stride, padding, plus)
+        return conv.forward(x, weight, stride, padding, plus)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, kept = ctx.saved_tensors
         x = kept if ctx.how is None else kernels.unpack(kept, ctx.how)
-        grad, w = grads[0].to(x.dtype), weight.to(x.dtype)
+        grad = grads[0].to(x.dtype)
         by_x = by_weight = None
         if ctx.needs_input_grad[1]:
-            by_weight = conv.by_weight(grad, x, w, *ctx.where).to(weight.dtype)
+            by_weight = conv.by_weight(grad, x, weight, *ctx.where).to(weight.dtype)
         like = torch.empty_like(x, device="meta")
         del x, kept  # before there is a gradient of its size
         if ctx.needs_input_grad[0]:
-            by_x = conv.by_input(grad, like, w, *ctx.where)
+            by_x = conv.by_input(grad, like, weight, *ctx.where)
         by_plus = None
         if ctx.needs_input_grad[5]:
             images, dtype = ctx.plus
@@ -128,8 +128,7 @@ def _of_kept(layer: nn.Conv2d, steps: torch.Size, autocast: Callable[[], torch.a
 
 
 def _of_bits(where: tuple[int, int], steps: torch.Size, how: kernels.Packing, bits: Tensor, weight: Tensor) -> Tensor:
-    weight = weight.detach().to(how.like.dtype)
-    return conv.forward_of(Bits(bits, how).images, how.like, weight, *where).unflatten(0, steps)
+    return conv.forward_of(Bits(bits, how).images, how.like, weight.detach(), *where).unflatten(0, steps)
 
 
 def _autocast(x: Tensor) -> Callable[[], torch.autocast]:

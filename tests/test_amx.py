@@ -95,6 +95,16 @@ def test_what_is_added_is_rounded_with_the_sum(stride, images):
     assert ((found - wanted).abs() <= 2**-8 * wanted.abs() + 1e-5).all()
 
 
+@pytest.mark.parametrize("shape", [(6, 64, 96, 10, 7), (2, 32, 64, 16, 16)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_of_float32_are_rounded_as_torch_does(shape, stride):
+    x, weight, grad = drawn(shape, stride)
+    wide = torch.randn(weight.shape).contiguous(memory_format=LAST)
+    for other in (wide, wide.double()):
+        assert torch.equal(amx.forward(x, other, stride=stride), amx.forward(x, wide.bfloat16(), stride=stride))
+        assert torch.equal(amx.by_input(grad, other, x, stride), amx.by_input(grad, wide.bfloat16(), x, stride))
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize(("shape", "stride"), [((3, 32, 32, 8, 8), 1), ((3, 32, 32, 16, 16), 1), ((3, 32, 32, 9, 9), 2)], ids=str)
 def test_what_is_not_finite_is_so_where_torch_has_it(shape, stride, wrong):

@@ -5,6 +5,7 @@
 // 32 rows and 32 columns), so that each tile that is loaded is used twice.
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -28,6 +29,8 @@ typedef uint16_t bf16;
 
 const i64 LINE = 64, TILE = 16 * LINE, BLOCK = 4 * TILE;  // bytes: of 32 values of bfloat16, of a tile, of a block of float32
 const i64 ROWS = 16, WIDE = 32;                          // rows of a tile; channels that are dealt with together
+const i64 PATCH = 480 << 10, ENOUGH = 256;               // bytes of a patch; places that are worth the weights' way through the cache
+const i64 LARGE = i64(16) << 20;                         // bytes of a result that has no use of the caches
 
 struct Free {
     void operator()(void* p) const { std::free(p); }
@@ -133,7 +136,7 @@ struct Plane {
     i64 lines() const { return rows * columns; }
     // The first column that is inside of an image, and the one behind the last.
     i64 left(int stride) const { return std::max(0, (stride - 1 - right) / stride); }
-    i64 right_end(int stride, i64 width) const { return std::min(columns, (width - right + stride - 1) / stride); }
+    i64 behind(int stride, i64 width) const { return std::min(columns, (width - right + stride - 1) / stride); }
 };
 int mod(int a, int b) { return (a % b + b) % b; }
 
@@ -173,11 +176,18 @@ struct Images {
 
 // ---- y = x ∗ w ----
 
-// Weights: the first tap of the first; elements from one output, input, tap to the next.
+// Weights: the first tap of the first; elements from one output, input, tap to the next. `wide`: of float32, which are rounded.
 struct Weights {
-    const bf16* w;
+    const void* w;
     i64 to, from, tap;
-    const bf16* at(i64 k, i64 c, int number) const { return w + k * to + c * from + number * tap; }
+    bool wide;
+    // 32 of them: inputs of output k from c on, or outputs from k on of input c, whichever lie one behind the other.
+    __m512i line(i64 k, i64 c, int number) const {
+        const i64 at = k * to + c * from + number * tap;
+        if (!wide) return ::line((const bf16*)w + at);
+        const float* const first = (const float*)w + at;
+        return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(first + 16), _mm512_loadu_ps(first));
+    }
 };
 
 // [2,16 pairs of inputs,16 outputs] of 32 outputs from k on, 32 inputs from c on: two tiles of columns.
@@ -185,7 +195,7 @@ void pack(const Weights& weights, i64 k, i64 c, int tap, char* to) {
     if (weights.from == 1) {  // an output's inputs lie one behind the other
         for (int half = 0; half < 2; half++) {
             __m512i rows[16];
-            UNROLL for (int i = 0; i < 16; i++) rows[i] = line(weights.at(k + 16 * half + i, c, tap));
+            UNROLL for (int i = 0; i < 16; i++) rows[i] = weights.line(k + 16 * half + i, c, tap);
             transpose(rows);
             UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(to + half * TILE + i * LINE, rows[i]);
         }
@@ -195,7 +205,7 @@ void pack(const Weights& weights, i64 k, i64 c, int tap, char* to) {
                                          34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int i = 0; i < 16; i++) {
-        const __m512i even = line(weights.at(k, c + 2 * i, tap)), odd = line(weights.at(k, c + 2 * i + 1, tap));
+        const __m512i even = weights.line(k, c + 2 * i, tap), odd = weights.line(k, c + 2 * i + 1, tap);
         _mm512_store_si512(to + i * LINE, _mm512_permutex2var_epi16(even, low, odd));
         _mm512_store_si512(to + TILE + i * LINE, _mm512_permutex2var_epi16(even, high, odd));
     }
@@ -216,7 +226,116 @@ struct Convolution {
     i64 C, K, rows, columns;  // rows, columns: of the grid
     int stride, step;         // from a place to the next, in pixels of x, of y
     std::vector<Phase> phases;
+    // Whether y is better written past the caches: it would not stay there, and a line that is only written need not be read.
+    bool past() const {
+        return made.N * made.pixels() * K * i64(sizeof(bf16)) >= LARGE && reinterpret_cast<uintptr_t>(y) % LINE == 0;
+    }
 };
+
+// How it is cut into patches: some rows of an image, or some images, of some channels. A patch stays in the second cache, and is worth the
+// weights' way through it.
+class Cut {
+    const Convolution& it;
+    const std::vector<Tap> all;  // of all phases
+    std::vector<Plane> planes_for(std::vector<Tap>& taps, i64 rows) const {
+        return planes_of(taps, it.stride, rows, it.columns, it.stride == 1 && it.columns % ROWS == 0);
+    }
+    i64 lines_for(i64 rows) const {
+        std::vector<Tap> taps = all;
+        i64 lines = 0;
+        for (const Plane& plane : planes_for(taps, rows)) lines += plane.lines();
+        return lines;
+    }
+    static std::vector<Tap> taps_of(const std::vector<Phase>& phases) {
+        std::vector<Tap> found;
+        for (const Phase& phase : phases) found.insert(found.end(), phase.taps.begin(), phase.taps.end());
+        return found;
+    }
+
+  public:
+    const i64 deep, panels;               // of 32 channels: of x, of y
+    i64 rows, group = 1, depth;           // of a patch: rows, images, of 32 channels
+    std::vector<Plane> planes;            // of an image
+    std::vector<std::vector<Tap>> taps;   // of each phase
+    i64 lines, apart;                     // of an image; from 32 channels to the next
+    i64 tiles, parts, images;             // tiles of an image's rows; patches of an image; groups of images
+
+    Cut(const Convolution& it, int threads) : it(it), all(taps_of(it.phases)), deep(it.C / WIDE), panels(it.K / WIDE), rows(it.rows), depth(deep) {
+        const auto bytes = [&] { return lines_for(rows) * LINE * depth; };
+        while (rows > 1 && rows * it.columns > 2 * ENOUGH && bytes() > PATCH) rows = (rows + 1) / 2;
+        const i64 wanted = std::max<i64>(1, ENOUGH / (rows * it.columns));
+        while (depth % 2 == 0 && depth > 8 && wanted * bytes() > PATCH) depth /= 2;
+        if (rows == it.rows) {
+            const i64 most = std::min((2 * ENOUGH) / (rows * it.columns), (it.seen.N + threads - 1) / threads);
+            group = std::max<i64>(1, std::min(PATCH / bytes(), most));
+        }
+        std::vector<Tap> placed = all;
+        planes = planes_for(placed, rows), lines = lines_for(rows);
+        apart = (group * lines + ROWS) | 1;
+        tiles = (rows * it.columns + ROWS - 1) / ROWS, parts = (it.rows + rows - 1) / rows, images = (it.seen.N + group - 1) / group;
+        auto tap = placed.begin();
+        for (const Phase& phase : it.phases) {
+            taps.emplace_back(tap, tap + i64(phase.taps.size()));
+            tap += i64(phase.taps.size());
+        }
+    }
+    i64 phases() const { return i64(taps.size()); }
+    i64 blocks() const { return (group * tiles + 1) / 2; }
+    i64 patch() const { return apart * depth * LINE; }
+};
+
+// Weights as tiles of columns, [phase][channels of a patch][panel][channel][tap].
+class Packed {
+    const Cut& cut;
+    std::vector<i64> phases;
+    Buffer tiles;
+    i64 one(i64 phase) const { return i64(cut.taps[phase].size()) * 2 * TILE; }  // of 32 inputs
+
+  public:
+    explicit Packed(const Cut& cut) : cut(cut) {
+        i64 bytes = 0;
+        for (i64 phase = 0; phase < cut.phases(); phase++) phases.push_back(bytes), bytes += one(phase) * cut.deep * cut.panels;
+        tiles = buffer(bytes);
+    }
+    char* at(i64 phase, i64 first, i64 panel) const {
+        return tiles.get() + phases[phase] + (first * cut.panels + panel * std::min(cut.depth, cut.deep - first)) * one(phase);
+    }
+    i64 works() const { return cut.deep * cut.panels; }
+    void fill(const Weights& weights, i64 work) {
+        const i64 panel = work / cut.deep, c = work % cut.deep, first = c / cut.depth * cut.depth;
+        for (i64 phase = 0; phase < cut.phases(); phase++) {
+            char* to = at(phase, first, panel) + (c - first) * one(phase);
+            for (const Tap& tap : cut.taps[phase]) pack(weights, panel * WIDE, c * WIDE, tap.number, to), to += 2 * TILE;
+        }
+    }
+};
+
+struct Patch {
+    i64 image, row, images, rows, tiles;  // the first; how many; tiles of an image
+    i64 first, channels;                  // of 32 channels
+};
+
+// Fills a patch: planes of its images, 32 channels after the other, row by row as they lie in memory.
+void copy(const Convolution& it, const Cut& cut, const Patch& patch, char* to) {
+    for (i64 image = patch.image; image < patch.image + patch.images; image++)
+        for (const Plane& plane : cut.planes) {
+            for (i64 r = 0; r < plane.rows - (cut.rows - patch.rows); r++) {
+                const i64 row = (patch.row + r) * it.stride + plane.down;
+                const bool inside = row >= 0 && row < it.seen.H;
+                const i64 left = inside ? plane.left(it.stride) : plane.columns;
+                const i64 right = inside ? plane.behind(it.stride, it.seen.W) : plane.columns;
+                const i64 pixel = image * it.seen.pixels() + row * it.seen.W + left * it.stride + plane.right;
+                for (i64 c = 0; c < patch.channels; c++) {
+                    char* const out = to + (c * cut.apart + r * plane.columns) * LINE;
+                    for (i64 q = 0; q < left; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
+                    const bf16* from = it.x + pixel * it.C + (patch.first + c) * WIDE;
+                    for (i64 q = left; q < right; q++, from += it.stride * it.C) _mm512_store_si512(out + q * LINE, line(from));
+                    for (i64 q = right; q < plane.columns; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
+                }
+            }
+            to += plane.lines() * LINE;
+        }
+}
 
 INLINE __m512 wide(const bf16* from) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
@@ -226,19 +345,16 @@ INLINE __m512 wide(const bf16* from) {
 struct Goal {
     i64 y, plus;
 };
-// A block of sums on its way to y, row by row.
+// A block of sums on its way to y, row by row: as the unit has not made it when the next one begins, that goes on meanwhile.
 struct Done {
     const char* sums = nullptr;
     const Goal* goals = nullptr;
     bf16* y = nullptr;
     const bf16* plus = nullptr;
     bool past = false;
-    i64 without = 0;  // so many rows at the end
-    i64 row = 0;
+    i64 rows = 0, row = 0;
     INLINE void write(i64 behind) {
-        if (!sums) return;
-        behind = std::min(behind, 2 * ROWS - without);
-        for (; row < behind; row++) {
+        for (behind = std::min(behind, rows); row < behind; row++) {
             const Goal goal = goals[row];
             if (goal.y < 0) continue;
             const char* const from = sums + row / ROWS * 2 * TILE + row % ROWS * LINE;
@@ -253,147 +369,114 @@ struct Done {
     }
 };
 
-const i64 PATCH = 480 << 10, ENOUGH = 256;  // bytes of a patch; places that are worth the weights' way through the cache
-const i64 LARGE = i64(16) << 20;
+// A thread's part of a convolution: patches, as long as there are any.
+class Maker {
+    const Convolution& it;
+    const Cut& cut;
+    const Packed& weights;
+    std::atomic<i64>& next;
+    const Buffer patch, sums;
+    std::vector<i64> bases;  // of tiles, in lines of the patch
+    std::vector<Goal> goals;
+    Done done;
 
-void convolve(Convolution& it, const Weights& weights, int threads) {
-    const i64 deep = it.C / WIDE, panels = it.K / WIDE;
-    const bool merged = it.stride == 1 && it.columns % ROWS == 0;
-    std::vector<Tap> all;  // of all phases
-    for (const Phase& phase : it.phases) all.insert(all.end(), phase.taps.begin(), phase.taps.end());
-    const auto lines_of = [&](i64 rows) {
-        std::vector<Tap> taps = all;
-        i64 lines = 0;
-        for (const Plane& plane : planes_of(taps, it.stride, rows, it.columns, merged)) lines += plane.lines();
-        return lines;
-    };
-    // A patch: some rows of an image, or some images, of some channels.
-    i64 rows = it.rows, group = 1, depth = deep;
-    while (rows > 1 && rows * it.columns > 2 * ENOUGH && lines_of(rows) * LINE * depth > PATCH) rows = (rows + 1) / 2;
-    const i64 wanted = std::max<i64>(1, ENOUGH / (rows * it.columns));
-    while (depth % 2 == 0 && depth > 8 && lines_of(rows) * wanted * LINE * depth > PATCH) depth /= 2;
-    if (rows == it.rows) group = std::max<i64>(1, std::min<i64>({PATCH / (lines_of(rows) * LINE * depth), (2 * ENOUGH) / (rows * it.columns),
-                                                                 (it.seen.N + threads - 1) / threads}));
-    const std::vector<Plane> planes = planes_of(all, it.stride, rows, it.columns, merged);
-    const i64 lines = lines_of(rows), apart = (group * lines + ROWS) | 1;  // of an image; of 32 channels of all
-    const i64 pitch = planes[0].columns, tiles = (rows * it.columns + ROWS - 1) / ROWS, parts = (it.rows + rows - 1) / rows;
-    std::vector<std::vector<Tap>> taps;
-    for (size_t i = 0, at = 0; i < it.phases.size(); at += it.phases[i].taps.size(), i++)
-        taps.emplace_back(all.begin() + at, all.begin() + at + it.phases[i].taps.size());
+    // The patch behind `now`: of other channels, or of other images. False: there is none.
+    bool advance(Patch& now) {
+        now.first += cut.depth;
+        if (now.first >= cut.deep) {
+            const i64 task = next++;
+            if (task >= cut.images * cut.parts) return false;
+            now.image = task / cut.parts * cut.group, now.row = task % cut.parts * cut.rows;
+            now.images = std::min(cut.group, it.seen.N - now.image), now.rows = std::min(cut.rows, it.rows - now.row);
+            now.tiles = (now.rows * it.columns + ROWS - 1) / ROWS, now.first = 0;
+        }
+        now.channels = std::min(cut.depth, cut.deep - now.first);
+        return true;
+    }
 
-    const i64 total = i64(all.size()) * deep * panels * 2 * TILE;
-    const Buffer packed = buffer(total);
-    // [phase,depth,panel,channels,tap]
-    std::vector<i64> where;
-    i64 behind = 0;
-    for (const auto& some : taps) where.push_back(behind), behind += i64(some.size()) * deep * panels * 2 * TILE;
-    const auto panel_at = [&](size_t phase, i64 first, i64 panel) {
-        const i64 one = i64(taps[phase].size()) * 2 * TILE;
-        return packed.get() + where[phase] + first * panels * one + panel * std::min(depth, deep - first) * one;
-    };
-    const i64 images = (it.seen.N + group - 1) / group;
-    const bool past = it.made.N * it.made.pixels() * it.K * 2 >= LARGE && reinterpret_cast<uintptr_t>(it.y) % LINE == 0;
+    void set_goals(const Patch& now) {
+        const i64 pitch = cut.planes[0].columns;
+        for (i64 n = 0; n < now.images; n++)
+            for (i64 t = 0; t < now.tiles; t++)
+                bases[n * now.tiles + t] = n * cut.lines + t * ROWS / it.columns * pitch + t * ROWS % it.columns;
+        for (i64 phase = 0; phase < cut.phases(); phase++)
+            for (i64 n = 0; n < now.images; n++)
+                for (i64 place = 0; place < now.tiles * ROWS; place++) {
+                    const i64 row = (now.row + place / it.columns) * it.step + it.phases[phase].down;
+                    const i64 column = place % it.columns * it.step + it.phases[phase].right;
+                    const bool there = place < now.rows * it.columns && row < it.made.H && column < it.made.W;
+                    const i64 pixel = row * it.made.W + column, image = now.image + n, all = it.made.pixels();
+                    goals[goal_of(phase, n * now.tiles) + place] =
+                        there ? Goal{(image * all + pixel) * it.K, (image % it.every * all + pixel) * it.K} : Goal{-1, 0};
+                }
+    }
+    i64 goal_of(i64 phase, i64 tile) const { return (phase * cut.group * cut.tiles + tile) * ROWS; }
+
+    // BOTH: there are rows of two tiles, at a and at b.
+    template <bool BOTH>
+    INLINE void block(const Patch& now, const std::vector<Tap>& taps, const char* a, const char* b, const char* by, char* to) {
+        if (now.first > 0)
+            load<BOTH>(to);
+        else
+            clear<BOTH>();
+        for (i64 c = 0; c < now.channels; c++, a += cut.apart * LINE, b += cut.apart * LINE) {
+            for (const Tap& tap : taps) {
+                multiply<BOTH>(a + tap.at * LINE, b + tap.at * LINE, by, by + TILE);
+                by += 2 * TILE;
+            }
+            done.write(2 * ROWS * (c + 1) / now.channels);
+        }
+        store<BOTH>(to);
+    }
+
+    void make(const Patch& now) {
+        const i64 tiles = now.images * now.tiles;
+        const bool last = now.first + now.channels == cut.deep, past = it.past();
+        i64 turn = 0;
+        for (i64 phase = 0; phase < cut.phases(); phase++)
+            for (i64 panel = 0; panel < cut.panels; panel++)
+                for (i64 t = 0; t < tiles; t += 2, turn = !turn) {
+                    const i64 number = (phase * cut.panels + panel) * cut.blocks() + t / 2;
+                    char* const to = sums.get() + (cut.depth < cut.deep ? number : turn) * BLOCK;
+                    const char *const a = patch.get() + bases[t] * LINE, *const by = weights.at(phase, now.first, panel);
+                    if (t + 1 < tiles)
+                        block<true>(now, cut.taps[phase], a, patch.get() + bases[t + 1] * LINE, by, to);
+                    else
+                        block<false>(now, cut.taps[phase], a, a, by, to);
+                    if (!last) continue;
+                    done = Done{to, goals.data() + goal_of(phase, t), it.y + panel * WIDE, it.plus ? it.plus + panel * WIDE : nullptr,
+                                past, std::min<i64>(2, tiles - t) * ROWS};
+                }
+        done.write(2 * ROWS);
+    }
+
+  public:
+    Maker(const Convolution& it, const Cut& cut, const Packed& weights, std::atomic<i64>& next)
+        : it(it), cut(cut), weights(weights), next(next), patch(buffer(cut.patch())),
+          sums(buffer(cut.depth < cut.deep ? cut.phases() * cut.panels * cut.blocks() * BLOCK : 2 * BLOCK)),
+          bases(cut.group * cut.tiles), goals(cut.phases() * cut.group * cut.tiles * ROWS) {
+        std::memset(patch.get(), 0, cut.patch());  // what no place sees is finite
+    }
+    void run() {
+        Patch now{};
+        for (now.first = cut.deep; advance(now);) {
+            copy(it, cut, now, patch.get());
+            if (now.first == 0) set_goals(now);
+            make(now);
+        }
+    }
+};
+
+void convolve(const Convolution& it, const Weights& weights, int threads) {
+    const Cut cut(it, threads);
+    Packed packed(cut);
+    std::atomic<i64> next{0};
 #pragma omp parallel num_threads(threads)
     {
         const Unit unit;
 #pragma omp for schedule(dynamic)
-        for (i64 i = 0; i < deep * panels; i++) {
-            const i64 panel = i / deep, c = i % deep, first = c / depth * depth;
-            for (size_t phase = 0; phase < taps.size(); phase++)
-                for (size_t t = 0; t < taps[phase].size(); t++)
-                    pack(weights, panel * WIDE, c * WIDE, taps[phase][t].number,
-                         panel_at(phase, first, panel) + ((c - first) * i64(taps[phase].size()) + i64(t)) * 2 * TILE);
-        }
-        const Buffer patch = buffer(apart * depth * LINE);
-        std::memset(patch.get(), 0, apart * depth * LINE);  // what no place sees is finite
-        const i64 blocks = (group * tiles + 1) / 2;
-        const Buffer sums = buffer(depth < deep ? i64(taps.size()) * panels * blocks * BLOCK : 2 * BLOCK);
-        Done done;
-        int turn = 0;
-        std::vector<i64> bases(group * tiles + 1);
-        std::vector<Goal> goals(taps.size() * group * tiles * ROWS);
-#pragma omp for schedule(dynamic)
-        for (i64 task = 0; task < images * parts; task++) {
-            const i64 image = task / parts * group, row = task % parts * rows, count = std::min(group, it.seen.N - image);
-            const i64 made_rows = std::min(rows, it.rows - row), here = (made_rows * it.columns + ROWS - 1) / ROWS;
-            for (i64 n = 0; n < count; n++)
-                for (i64 t = 0; t < here; t++)
-                    bases[n * here + t] = n * lines + t * ROWS / it.columns * pitch + t * ROWS % it.columns;
-            for (size_t phase = 0; phase < taps.size(); phase++)
-                for (i64 n = 0; n < count; n++)
-                    for (i64 place = 0; place < here * ROWS; place++) {
-                        const i64 y_row = (row + place / it.columns) * it.step + it.phases[phase].down;
-                        const i64 y_column = place % it.columns * it.step + it.phases[phase].right;
-                        const bool there = place < made_rows * it.columns && y_row < it.made.H && y_column < it.made.W;
-                        const i64 pixel = y_row * it.made.W + y_column, all = it.made.pixels();
-                        goals[(phase * group * tiles + n * here) * ROWS + place] =
-                            there ? Goal{((image + n) * all + pixel) * it.K, ((image + n) % it.every * all + pixel) * it.K} : Goal{-1, 0};
-                    }
-            for (i64 first = 0; first < deep; first += depth) {
-                const i64 some = std::min(depth, deep - first);
-                for (i64 n = 0; n < count; n++) {
-                    char* into = patch.get() + n * lines * LINE;
-                    for (const Plane& plane : planes) {
-                        const i64 needed = plane.rows - (rows - made_rows);
-                        for (i64 r = 0; r < needed; r++) {
-                            const i64 from_row = (row + r) * it.stride + plane.down;
-                            const bool inside = from_row >= 0 && from_row < it.seen.H;
-                            const bf16* const source = it.x + ((image + n) * it.seen.pixels() + from_row * it.seen.W) * it.C + first * WIDE;
-                            char* const line_to = into + r * plane.columns * LINE;
-                            for (i64 c = 0; c < some; c++) {
-                                char* const out = line_to + c * apart * LINE;
-                                const i64 left = inside ? plane.left(it.stride) : plane.columns;
-                                const i64 right = inside ? plane.right_end(it.stride, it.seen.W) : plane.columns;
-                                for (i64 q = 0; q < left; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
-                                const bf16* from = source + (left * it.stride + plane.right) * it.C + c * WIDE;
-                                for (i64 q = left; q < right; q++, from += it.stride * it.C) _mm512_store_si512(out + q * LINE, line(from));
-                                for (i64 q = right; q < plane.columns; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
-                            }
-                        }
-                        into += plane.lines() * LINE;
-                    }
-                }
-                const i64 all_tiles = count * here;
-                for (size_t phase = 0; phase < taps.size(); phase++) {
-                    const std::vector<Tap>& those = taps[phase];
-                    for (i64 panel = 0; panel < panels; panel++) {
-                        const char* const columns = panel_at(phase, first, panel);
-                        for (i64 t = 0; t < all_tiles; t += 2) {
-                            const bool both = t + 1 < all_tiles;
-                            char* const at = depth < deep ? sums.get() + ((i64(phase) * panels + panel) * blocks + t / 2) * BLOCK : sums.get() + turn * BLOCK;
-                            turn = !turn;
-                            const char *const a = patch.get() + bases[t] * LINE, *const b = patch.get() + bases[both ? t + 1 : t] * LINE;
-                            const auto run = [&](auto two) __attribute__((always_inline)) {
-                                const bool BOTH = decltype(two)::value;
-                                if (first > 0)
-                                    load<BOTH>(at);
-                                else
-                                    clear<BOTH>();
-                                const char* by = columns;
-                                for (i64 c = 0; c < some; c++) {
-                                    for (const Tap& tap : those) {
-                                        const i64 off = (c * apart + tap.at) * LINE;
-                                        multiply<BOTH>(a + off, b + off, by, by + TILE);
-                                        by += 2 * TILE;
-                                    }
-                                    done.write(2 * ROWS * (c + 1) / some);
-                                }
-                                store<BOTH>(at);
-                            };
-                            if (both)
-                                run(std::true_type());
-                            else
-                                run(std::false_type());
-                            if (first + some == deep) {
-                                done = Done{at, goals.data() + (phase * group * tiles + t) * ROWS, it.y + panel * WIDE,
-                                            it.plus ? it.plus + panel * WIDE : nullptr, past, both ? 0 : ROWS};
-                            }
-                        }
-                    }
-                }
-                done.write(2 * ROWS);
-            }
-        }
+        for (i64 i = 0; i < packed.works(); i++) packed.fill(weights, i);
+        Maker(it, cut, packed, next).run();
     }
 }
 
@@ -613,11 +696,11 @@ int amx_allowed() {
 }
 
 // y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
-// `to` or `from` is one. plus, if not null, is added: it has `every` images, of which one is added to every so many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made,
+// `to` or `from` is one; wide: whether it is float32. plus, if not null, is added: it has `every` images, of which one is added to every so many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made,
 // whichever is greater.
 void amx_forward(
-    const bf16* x, const bf16* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
-    int kind, int threads) {
+    const bf16* x, const void* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
+    int wide, int kind, int threads) {
     const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
     std::vector<Tap> nine;
     for (int i = 0; i < 9; i++) nine.push_back({i, i / 3 - 1, i % 3 - 1});
@@ -634,7 +717,7 @@ void amx_forward(
                 for (int j = !right; j < 3; j += 2) some.push_back({3 * i + j, i == 2, j == 2});
             it.phases.push_back({some, down, right});
         }
-    convolve(it, Weights{w, to, from, tap}, threads);
+    convolve(it, Weights{w, to, from, tap, wide != 0}, threads);
 }
 
 // gw [K,3,3,C]. H, W: of x.

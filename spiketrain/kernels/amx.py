@@ -54,23 +54,29 @@ def _ready() -> ctypes.CDLL:
     return library
 
 
+def _known(weight: Tensor) -> Tensor:
+    return weight if weight.dtype is torch.float32 else weight.to(torch.bfloat16)
+
+
 def _fill(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int, plus: Tensor | None = None) -> None:
     more = ctypes.c_void_p(None if plus is None else plus.data_ptr()), *numbers(1 if plus is None else len(plus))
     sizes = numbers(*taps.sizes(x, y, kind), *steps)
-    _ready().amx_forward(*pointers(x, weight, y), *sizes, *more, kind, torch.get_num_threads())
+    wide = int(weight.dtype is torch.float32)
+    _ready().amx_forward(*pointers(x, weight, y), *sizes, *more, wide, kind, torch.get_num_threads())
 
 
 def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1, plus: Tensor | None = None) -> Tensor:
-    """`taps.forward`. out: where it is to be; plus: what is added, of y's dtype and layout, to each so many images as it has.
+    """`taps.forward`. weight: bfloat16, or float32 to be rounded to it; out: where it is to be; plus: what is added, of y's dtype and
+    layout, to each so many images as it has.
 
     An image's values are the same whatever others are in x.
     """
-    return taps.forward(functools.partial(_fill, plus=plus), x, weight, out, stride)
+    return taps.forward(functools.partial(_fill, plus=plus), x, _known(weight), out, stride)
 
 
 def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: int = 1) -> Tensor:
-    """`taps.by_input`."""
-    return taps.by_input(_fill, grad, weight, like, stride)
+    """`taps.by_input`. weight: as in `forward`."""
+    return taps.by_input(_fill, grad, _known(weight), like, stride)
 
 
 def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:

@@ -64,11 +64,11 @@ def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1, plus: Tensor | None = None) -> Tensor:
     """`F.conv2d(x, weight, None, stride, padding)` by whichever way is fastest, and plus, of as many images or of each so many of them.
 
-    No gradient goes through it.
+    weight: of x's dtype, or to be rounded to it. No gradient goes through it.
     """
-    if plus is not None and _ours(x, weight, stride, padding) and amx.forward_pays(x, len(weight), stride):
-        return amx.forward(x, weight, None, stride, plus.to(x.dtype).contiguous(memory_format=LAST))
-    y = _forward(x, weight, stride, padding)
+    if _ours(x, weight, stride, padding) and amx.forward_pays(x, len(weight), stride):
+        return amx.forward(x, weight, None, stride, None if plus is None else plus.to(x.dtype).contiguous(memory_format=LAST))
+    y = _forward(x, weight.to(x.dtype), stride, padding)
     if plus is not None:
         y.unflatten(0, (-1, len(plus))).add_(plus)
     return y
@@ -96,33 +96,36 @@ def forward_of(images: Callable[[int, int], Tensor], like: Tensor, weight: Tenso
     if library is None:
         del part
         return forward(images(0, n), weight, stride, padding)
-    y = taps.empty(like, len(weight), stride)
+    y, rounded = taps.empty(like, len(weight), stride), weight.to(like.dtype)
     for first in range(0, n, size):
-        library.forward(part if first == 0 else images(first, min(first + size, n)), weight, y[first : first + size], stride)
+        library.forward(part if first == 0 else images(first, min(first + size, n)), rounded, y[first : first + size], stride)
     return y
 
 
 def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
-    """The gradient of `forward` by weight (which may come out in float32). All three are of one dtype."""
+    """The gradient of `forward` by weight (which may come out in float32). grad and x are of one dtype."""
     if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight), stride)):
         return way(grad.contiguous(memory_format=LAST), x)
     if _thin(x, weight, stride, padding):
         return products.thin_by_weight(grad.contiguous(memory_format=LAST), x, stride)
-    return _torchs(grad, x, weight, stride, padding, 1)
+    return _torchs(grad, x, weight.to(x.dtype), stride, padding, 1)
 
 
 def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """The gradient of `forward` by x. like: of x's shape, dtype and layout, on whatever device: its values are not read."""
-    if like.is_contiguous(memory_format=LAST):
+    last = like.is_contiguous(memory_format=LAST)
+    if last:
         grad = grad.contiguous(memory_format=LAST)
-        if _thin(grad, weight, stride, padding):
-            return products.thin_by_input(grad, weight, like, stride)
-        if _ours(grad, weight, stride, padding):
-            for library in (amx, winograd):
-                if library.input_pays(grad, like.shape[1], stride):
-                    return library.by_input(grad, weight, like, stride)
-            if stride == 1 and products.forward_pays(grad, like.shape[1]):
-                return products.by_input(grad, weight)
+    ours = last and _ours(grad, weight, stride, padding)
+    if ours and amx.input_pays(grad, like.shape[1], stride):
+        return amx.by_input(grad, weight, like, stride)
+    weight = weight.to(like.dtype)
+    if last and _thin(grad, weight, stride, padding):
+        return products.thin_by_input(grad, weight, like, stride)
+    if ours and winograd.input_pays(grad, like.shape[1], stride):
+        return winograd.by_input(grad, weight, like, stride)
+    if ours and stride == 1 and products.forward_pays(grad, like.shape[1]):
+        return products.by_input(grad, weight)
     return _torchs(grad, torch.empty_like(like, device=grad.device), weight, stride, padding, 0)
 
 
