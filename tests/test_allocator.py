@@ -27,6 +27,16 @@ del x
 print((before - _resident("VmRSS")) * 1024 / (64 << 20))
 """
 
+HUGE = """
+import torch
+from spiketrain.allocator import keep_memory
+assert keep_memory()
+x = torch.ones(16 << 20)
+line = next(line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages"))
+print(int(line.split()[1]) * 1024 / (64 << 20))
+"""
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 LAYER = """
 import torch
 from common import grown_mb
@@ -57,6 +67,11 @@ def figure(script, word):
 def test_memory_is_kept_or_given_back():
     assert figure(FREED, "kept") < 0.1
     assert figure(FREED, "returned") > 0.9
+
+
+@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="the system has no huge pages, or allows none")
+def test_memory_that_is_kept_is_of_huge_pages():
+    assert figure(HUGE, "") > 0.5
 
 
 @pytest.mark.skipif(not native.available(Rule(), torch.bfloat16), reason="no C++ compiler on this machine")
