@@ -6,41 +6,26 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <immintrin.h>
-#include <memory>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <vector>
+
+#include "shared.h"
 
 #if !defined(__AMX_BF16__) || !defined(__AVX512BF16__)
 #error "a processor with AMX and AVX-512 is needed"
 #endif
 
-#define UNROLL _Pragma("GCC unroll 32")
-#define INLINE __attribute__((always_inline)) inline
-
 namespace {
 
-typedef int64_t i64;
 typedef uint16_t bf16;
 
 const i64 LINE = 64, TILE = 16 * LINE, BLOCK = 4 * TILE;  // bytes: of 32 values of bfloat16, of a tile, of a block of float32
 const i64 ROWS = 16, WIDE = 32;                          // rows of a tile; channels that are dealt with together
 const i64 PATCH = 480 << 10, ENOUGH = 256;               // bytes of a patch; places that are worth the weights' way through the cache
 const i64 LARGE = i64(16) << 20;                         // bytes of a result that has no use of the caches
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-typedef std::unique_ptr<char[], Free> Buffer;
-Buffer buffer(i64 bytes) {
-    char* const found = static_cast<char*>(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096));
-    if (!found) std::abort();
-    return Buffer(found);
-}
 
 // The matrix unit of this thread, set to whole tiles. What it was set to before comes back at the end: other libraries rely on it.
 class Unit {
@@ -99,27 +84,6 @@ template <bool BOTH> INLINE void multiply(const char* rows, const char* more, co
     _tile_dpbf16ps(3, 5, 7);
 }
 
-// ---- transposition ----
-
-// Sixteen rows of sixteen values of 32 bits become columns.
-INLINE void transpose(__m512i* a) {
-    __m512i b[16];
-    UNROLL for (int i = 0; i < 16; i += 2)
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    UNROLL for (int i = 0; i < 16; i += 4)
-        UNROLL for (int j = 0; j < 2; j++) {
-            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
-            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
-        }
-    // a[i + j] has in its quarters the columns j, 4 + j, 8 + j, 12 + j of rows i to i + 3
-    UNROLL for (int j = 0; j < 4; j++) {
-        const __m512i low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-        const __m512i low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88), high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-        b[j] = _mm512_shuffle_i32x4(low, low2, 0x88), b[8 + j] = _mm512_shuffle_i32x4(low, low2, 0xdd);
-        b[4 + j] = _mm512_shuffle_i32x4(high, high2, 0x88), b[12 + j] = _mm512_shuffle_i32x4(high, high2, 0xdd);
-    }
-    UNROLL for (int i = 0; i < 16; i++) a[i] = b[i];
-}
 INLINE __m512i line(const void* from) { return _mm512_loadu_si512(from); }
 
 // ---- where pixels are ----
@@ -260,7 +224,8 @@ class Cut {
     i64 lines, apart;                     // of an image; from 32 channels to the next
     i64 tiles, parts, images;             // tiles of an image's rows; patches of an image; groups of images
 
-    Cut(const Convolution& it, int threads) : it(it), all(taps_of(it.phases)), deep(it.C / WIDE), panels(it.K / WIDE), rows(it.rows), depth(deep) {
+    Cut(const Convolution& it, int threads)
+        : it(it), all(taps_of(it.phases)), deep(it.C / WIDE), panels(it.K / WIDE), rows(it.rows), depth(deep) {
         const auto bytes = [&] { return lines_for(rows) * LINE * depth; };
         while (rows > 1 && rows * it.columns > 2 * ENOUGH && bytes() > PATCH) rows = (rows + 1) / 2;
         const i64 wanted = std::max<i64>(1, ENOUGH / (rows * it.columns));
@@ -288,14 +253,14 @@ class Cut {
 class Packed {
     const Cut& cut;
     std::vector<i64> phases;
-    Buffer tiles;
+    Buffer<char> tiles;
     i64 one(i64 phase) const { return i64(cut.taps[phase].size()) * 2 * TILE; }  // of 32 inputs
 
   public:
     explicit Packed(const Cut& cut) : cut(cut) {
         i64 bytes = 0;
         for (i64 phase = 0; phase < cut.phases(); phase++) phases.push_back(bytes), bytes += one(phase) * cut.deep * cut.panels;
-        tiles = buffer(bytes);
+        tiles = buffer<char>(bytes);
     }
     char* at(i64 phase, i64 first, i64 panel) const {
         return tiles.get() + phases[phase] + (first * cut.panels + panel * std::min(cut.depth, cut.deep - first)) * one(phase);
@@ -375,7 +340,7 @@ class Maker {
     const Cut& cut;
     const Packed& weights;
     std::atomic<i64>& next;
-    const Buffer patch, sums;
+    const Buffer<char> patch, sums;
     std::vector<i64> bases;  // of tiles, in lines of the patch
     std::vector<Goal> goals;
     Done done;
@@ -452,8 +417,8 @@ class Maker {
 
   public:
     Maker(const Convolution& it, const Cut& cut, const Packed& weights, std::atomic<i64>& next)
-        : it(it), cut(cut), weights(weights), next(next), patch(buffer(cut.patch())),
-          sums(buffer(cut.depth < cut.deep ? cut.phases() * cut.panels * cut.blocks() * BLOCK : 2 * BLOCK)),
+        : it(it), cut(cut), weights(weights), next(next), patch(buffer<char>(cut.patch())),
+          sums(buffer<char>(cut.depth < cut.deep ? cut.phases() * cut.panels * cut.blocks() * BLOCK : 2 * BLOCK)),
           bases(cut.group * cut.tiles), goals(cut.phases() * cut.group * cut.tiles * ROWS) {
         std::memset(patch.get(), 0, cut.patch());  // what no place sees is finite
     }
@@ -482,7 +447,8 @@ void convolve(const Convolution& it, const Weights& weights, int threads) {
 
 // ---- the gradient by the weights ----
 
-// 32 lines `apart`, 32 values of each: two tiles of rows, of 16 channels with 32 places each. The order of channels is `mixed`.
+// 32 lines `apart`, 32 values of each: two tiles of rows, of 16 channels with 32 places each. The first has the channels 0 to 3, 8
+// to 11, ..., as has the first of two lines of pairs; the second those between.
 INLINE void turn(const bf16* const* lines, i64 k, char* first, char* second) {
     __m512i low[16], high[16];
     UNROLL for (int i = 0; i < 16; i++) {
@@ -494,8 +460,6 @@ INLINE void turn(const bf16* const* lines, i64 k, char* first, char* second) {
     transpose(high);
     UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(second + i * LINE, high[i]);
 }
-// The channel of the i-th of sixteen values of the first of two vectors (the second has those that are four further).
-int mixed(int i) { return i / 4 * 8 + i % 4; }
 
 const i64 SOME = 8;              // steps whose rows and columns stay in the nearest cache for all taps
 const i64 CHUNK = 640;           // places at a time, about
@@ -511,6 +475,7 @@ class Adder {
     const int stride;
     std::vector<Tap> taps;
     std::vector<Plane> planes;
+    const i64 width;      // of a grid whose rows are even: pairs of places have to be the same ones for a tap of another row
     bool each;            // whether each tap has a plane: of whole images, with all their places one behind the other
     i64 rows, group = 1;  // of an image, or images, at a time
     i64 steps, apart;
@@ -518,16 +483,15 @@ class Adder {
     std::vector<int32_t> source;  // for `each`: the pixel of each place's tap, or -1
     std::vector<i64> at;          // of a step, in lines of pairs
     std::vector<bf16> nothing;
-    Buffer pairs, turned;
+    Buffer<char> pairs, turned;
 
   public:
     Adder(const bf16* x, const bf16* grad, Images seen, Images made, i64 C, i64 K, i64 deep, i64 panels, int stride)
         : x(x), grad(grad), seen(seen), made(made), C(C), K(K), deep(deep), panels(panels), stride(stride),
-          nothing(WIDE * std::max(deep, panels), 0) {
+          width(made.W + made.W % 2), nothing(WIDE * std::max(deep, panels), 0) {
         const i64 places = made.pixels();
         for (int i = 0; i < 9; i++) taps.push_back({i, i / 3 - 1, i % 3 - 1});
-        // Pairs of places have to be the same for a tap of another row: rows are even. And a step has 32 places: many, or they were few.
-        each = made.W % 2 || places < 96;
+        each = places < 96;  // else a step of 32, of which an image's last would be mostly none, is few of them
         if (each) {
             rows = made.H;
             group = std::min(seen.N, std::max<i64>(1, CHUNK / places));
@@ -544,8 +508,8 @@ class Adder {
         } else {
             const i64 parts = (places + CHUNK - 1) / CHUNK;
             rows = (made.H + parts - 1) / parts;
-            steps = (rows * made.W + 31) / 32;
-            planes = planes_of(taps, stride, rows, made.W, false);
+            steps = (rows * width + 31) / 32;
+            planes = planes_of(taps, stride, rows, width, false);
             for (Tap& tap : taps) tap.at /= 2;
             apart = 16;  // those that the last step sees beyond the last row
             for (const Plane& plane : planes) apart += plane.lines() / 2;
@@ -554,20 +518,20 @@ class Adder {
         for (i64 s = 0; s < steps; s++) at.push_back(s * 16);
         some = std::min(deep, std::max<i64>(1, NEAR / (panels * 9 * BLOCK)));
         chunks = some == deep ? 1 : std::max<i64>(1, TURNED / size());
-        pairs = buffer(2 * some * apart * LINE);
+        pairs = buffer<char>(2 * some * apart * LINE);
         std::memset(pairs.get(), 0, 2 * some * apart * LINE);
-        turned = buffer(chunks * size());
+        turned = buffer<char>(chunks * size());
     }
 
-    // Adds the images first to last - 1 up, of the channels from c and k on, in `sums` [deep,panels,9] blocks, which are set if not `more`.
-    void run(i64 first, i64 last, i64 c, i64 k, char* sums) {
+    // The sums [deep,panels,9] blocks over the images first to last - 1, of the channels of x from c on.
+    void run(i64 first, i64 last, i64 c, char* sums) {
         const i64 parts = (made.H + rows - 1) / rows, all = (last - first + group - 1) / group * parts;
         for (i64 start = 0; start < all; start += chunks) {
             const i64 behind = std::min(all, start + chunks);
             const auto image = [&](i64 chunk) { return first + chunk / parts * group; };
             const auto count = [&](i64 chunk) { return std::min(group, last - image(chunk)); };
             for (i64 chunk = start; chunk < behind; chunk++)
-                take_grad(image(chunk), count(chunk), chunk % parts * rows, k, turned.get() + (chunk - start) * size());
+                take_grad(image(chunk), count(chunk), chunk % parts * rows, turned.get() + (chunk - start) * size());
             for (i64 from = 0; from < deep; from += some) {
                 const i64 channels = std::min(some, deep - from);
                 for (i64 chunk = start; chunk < behind; chunk++) {
@@ -610,12 +574,15 @@ class Adder {
                 for (i64 q = 0; q < plane.columns; q += 2) pair(at(q), at(q + 1), channels, position++);
             }
     }
-    void take_grad(i64 image, i64 count, i64 row, i64 k, char* to) {
-        const i64 there = each ? count * made.pixels() : std::min(rows, made.H - row) * made.W;
-        const bf16* const from = grad + (image * made.pixels() + row * made.W) * K + k;
-        for (i64 s = 0; s < steps; s++) {
+    void take_grad(i64 image, i64 count, i64 row, char* to) {
+        const i64 across = each ? made.W : width, down = each ? count * made.H : std::min(rows, made.H - row);
+        const bf16* const from = grad + (image * made.pixels() + row * made.W) * K;
+        for (i64 s = 0, r = 0, q = 0; s < steps; s++) {
             const bf16* lines[32];
-            for (i64 p = 0; p < 32; p++) lines[p] = s * 32 + p < there ? from + (s * 32 + p) * K : nothing.data();
+            for (i64 p = 0; p < 32; p++) {
+                lines[p] = r < down && q < made.W ? from + (r * made.W + q) * K : nothing.data();
+                if (++q == across) q = 0, r++;
+            }
             for (i64 panel = 0; panel < panels; panel++) {
                 char* const tile = to + (2 * panel * steps + s) * TILE;
                 turn(lines, panel * WIDE, tile, tile + steps * TILE);
@@ -639,7 +606,7 @@ class Adder {
                                 clear<true>();
                             for (i64 s = first; s < behind; s++) {
                                 const char *const a = rows + s * TILE, *const b = columns + (at[s] + taps[t].at) * LINE;
-                                if (s < first + SOME) UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(next + (s - first) * 8 * LINE + i * LINE, 1);
+                                UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(next + ((s - first) * 8 + i) * LINE, 1);
                                 multiply<true>(a, a + steps * TILE, b, b + apart * LINE);
                             }
                             store<true>(sum);
@@ -654,7 +621,7 @@ void by_weight(const bf16* x, const bf16* grad, float* gw, Images seen, Images m
     while (parts < 8 && 2 * parts * size <= SUMS && 2 * parts <= seen.N) parts *= 2;
     while (parts * slices < 2 * threads && deep % (2 * slices) == 0 && (parts * slices < threads || deep / slices > 8)) slices *= 2;
     const i64 some = deep / slices;
-    const Buffer sums = buffer(parts * size);
+    const Buffer<char> sums = buffer<char>(parts * size);
 #pragma omp parallel num_threads(threads)
     {
         const Unit unit;
@@ -662,9 +629,10 @@ void by_weight(const bf16* x, const bf16* grad, float* gw, Images seen, Images m
 #pragma omp for schedule(dynamic)
         for (i64 i = 0; i < parts * slices; i++) {
             const i64 part = i / slices, slice = i % slices;
-            adder.run(seen.N * part / parts, seen.N * (part + 1) / parts, slice * some * WIDE, 0,
+            adder.run(seen.N * part / parts, seen.N * (part + 1) / parts, slice * some * WIDE,
                       sums.get() + part * size + slice * some * panels * 9 * BLOCK);
         }
+        // into the order of channels
         const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
         const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
 #pragma omp for schedule(static)
@@ -696,8 +664,9 @@ int amx_allowed() {
 }
 
 // y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
-// `to` or `from` is one; wide: whether it is float32. plus, if not null, is added: it has `every` images, of which one is added to every so many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made,
-// whichever is greater.
+// `to` or `from` is one; wide: whether it is float32. plus, if not null, is added: it has `every` images, of which one is added to every so
+// many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made, whichever is
+// greater.
 void amx_forward(
     const bf16* x, const void* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
     int wide, int kind, int threads) {
@@ -710,7 +679,8 @@ void amx_forward(
     if (kind > 0) {
         it.phases.push_back({nine, 0, 0});
     } else
-        for (int phase = 0; phase < 4; phase++) {  // an even row of x sees a row of y's gradient by the middle taps, an odd one two by others
+        // an even row of x sees a row of y's gradient by the middle taps, an odd one sees two by the others
+        for (int phase = 0; phase < 4; phase++) {
             const int down = phase / 2, right = phase % 2;
             std::vector<Tap> some;
             for (int i = !down; i < 3; i += 2)

@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 def load(name: str, macros: Mapping[str, int | str], contract: bool = False) -> ctypes.CDLL:
     """`name`.cpp with these macros, compiled; one of `FAILURES` where it cannot be had. contract: a·b + c may be rounded once."""
-    source = re.sub(rb'#include "([\w.]+)"', lambda found: _read(found[1].decode()), _read(f"{name}.cpp"))
+    source = _with_includes(f"{name}.cpp")
     words = [*FLAGS, *(["-ffp-contract=fast"] if contract else []), *(f"-D{macro}={value}" for macro, value in macros.items())]
     if (program := compiler()) is None:
         raise OSError("no C++ compiler")
@@ -53,9 +53,10 @@ def load(name: str, macros: Mapping[str, int | str], contract: bool = False) -> 
     return ctypes.CDLL(str(file))
 
 
-def _read(file: str) -> bytes:
-    """A file of this folder."""
-    return resources.files(__package__).joinpath(file).read_bytes()
+def _with_includes(file: str) -> bytes:
+    """A file of this folder, with those that it includes."""
+    source = resources.files(__package__).joinpath(file).read_bytes()
+    return re.sub(rb'#include "([\w.]+)"', lambda found: _with_includes(found[1].decode()), source)
 
 
 def _compile(program: str, words: list[str], source: bytes, file: Path) -> None:

@@ -7,25 +7,9 @@
 #define WINOGRAD_H
 
 #include <algorithm>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
-typedef int64_t i64;
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-template <class T> using Buffer = std::unique_ptr<T[], Free>;
-template <class T> Buffer<T> buffer(i64 n) {
-    T* const found = static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64));
-    if (!found) std::abort();
-    return Buffer<T>(found);
-}
-
-#define UNROLL _Pragma("GCC unroll 81")
-#define INLINE __attribute__((always_inline)) inline
+#include "shared.h"
 
 const int WEIGHTS = 36;  // transformed ones of nine
 const int PAD = 80;  // words between places, which else lie in the same few sets of the cache

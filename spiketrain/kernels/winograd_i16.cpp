@@ -136,25 +136,12 @@ inline __m512i join(__m512i a, __m512i b) { return _mm512_mask_blend_epi16(0xaaa
 
 // LANES rows, `apart`, of TWO values: a vector of the first ones, of the second ones, ..., `next` from one to the next.
 void columns(const bf16* rows, i64 apart, float* to, i64 next) {
-    __m512i a[LANES], b[LANES];  // of pairs
-    UNROLL for (int i = 0; i < LANES; i++) a[i] = _mm512_loadu_si512(rows + i * apart);
-    UNROLL for (int i = 0; i < LANES; i += 2)
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    UNROLL for (int i = 0; i < LANES; i += 4)
-        UNROLL for (int j = 0; j < 2; j++) {
-            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
-            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
-        }
-    // a[i + j] has in its quarters the columns j, 4 + j, 8 + j, 12 + j of rows i to i + 3
-    UNROLL for (int j = 0; j < 4; j++) {
-        const __m512i low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), high = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-        const __m512i low2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88), high2 = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-        b[j] = _mm512_shuffle_i32x4(low, low2, 0x88), b[8 + j] = _mm512_shuffle_i32x4(low, low2, 0xdd);
-        b[4 + j] = _mm512_shuffle_i32x4(high, high2, 0x88), b[12 + j] = _mm512_shuffle_i32x4(high, high2, 0xdd);
-    }
+    __m512i pairs[LANES];
+    UNROLL for (int i = 0; i < LANES; i++) pairs[i] = _mm512_loadu_si512(rows + i * apart);
+    transpose(pairs);
     UNROLL for (int i = 0; i < LANES; i++) {
-        _mm512_store_si512(to + 2 * i * next, _mm512_slli_epi32(b[i], 16));
-        _mm512_store_si512(to + (2 * i + 1) * next, _mm512_and_si512(b[i], _mm512_set1_epi32(0xffff0000)));
+        _mm512_store_si512(to + 2 * i * next, _mm512_slli_epi32(pairs[i], 16));
+        _mm512_store_si512(to + (2 * i + 1) * next, _mm512_and_si512(pairs[i], _mm512_set1_epi32(0xffff0000)));
     }
 }
 
