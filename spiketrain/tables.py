@@ -1,7 +1,8 @@
 """Records → the tables of README.md and docs/results.md, in the shape of the older benchmark's table. Trains nothing.
 
-A row is a recipe with every seed that has a record. What is known without a record stands there too (steps, batch size, parameters
-and multiply-accumulates are counted on the network that the recipe builds); what only a record can say is "–" until there is one.
+A row is a recipe with every seed that has a record, each kind of machine by itself, so that minutes are those of one. What is known
+without a record stands there too (steps, batch size, parameters and multiply-accumulates are counted on the network that the recipe
+builds); what only a record can say is "–" until there is one.
 """
 
 import functools
@@ -68,7 +69,6 @@ def _measured(records: Sequence[Record]) -> tuple[str, ...]:
     sops, energy = (statistics.mean(t[key] for t in totals) if totals else None for key in ("sops", "energy_nj"))
     seen = sum(entry["samples_per_second"] * entry["seconds"] for r in records for entry in r.curve)
     seconds = sum(r.train_seconds for r in records)
-    places = {f"{r.machine.get('accelerator') or _cores(r)}, {r.precision}" for r in records}
     commits = {r.commit[:10] + ("+" if r.commit.endswith("+changes") else "") for r in records}
     return (
         f"{accuracy} (n = {len(records)})",
@@ -77,13 +77,16 @@ def _measured(records: Sequence[Record]) -> tuple[str, ...]:
         f"{energy / 1e3:.4g}" if energy is not None else "–",
         f"{seen / seconds:,.0f}" if seconds else "–",
         f"{seconds / len(records) / 60:.2f}",
-        "; ".join(sorted(places)),
+        _place(records[0]),
         ", ".join(sorted(commits)),
     )
 
 
-def _cores(record: Record) -> str:
-    return f"{record.machine['threads']} cores, {record.machine['processor']}"
+def _place(record: Record) -> str:
+    """The kind of machine, and the precision that `auto` was there."""
+    machine = record.machine
+    cores = f"{machine['threads']} cores, {machine['processor']}"
+    return f"{machine.get('accelerator') or cores}, {record.precision}"
 
 
 def _counts(recipe: Recipe, records: Sequence[Record]) -> tuple[str, str]:
@@ -102,14 +105,20 @@ def _counted(recipe: Recipe) -> tuple[int, int] | None:
 
 
 def _entries(wanted: Iterable[Recipe], records: Iterable[Record], rest: bool) -> list[Entry]:
-    """A row for each recipe wanted, seeds aside, and with `rest` for each other that has a record."""
+    """Rows of each recipe wanted, seeds aside, and with `rest` of each other that has a record."""
     older = {row.name: _older(row) for row in seed.rows()}
     runs: dict[Recipe, list[Record]] = {recipe.but(seed=0): [] for recipe in wanted}
     for record in records:
         recipe = Recipe.from_dict(record.recipe).but(seed=0)
         if rest or recipe in runs:
             runs.setdefault(recipe, []).append(record)
-    return [Entry(recipe, _by_seed(found), older.get(recipe.name.removesuffix("-200"), "")) for recipe, found in runs.items()]
+    entries = []
+    for recipe, found in runs.items():
+        places = sorted({_place(record) for record in found}) or [""]
+        for place in places:
+            here = _by_seed(record for record in found if _place(record) == place)
+            entries.append(Entry(recipe, here, older.get(recipe.name.removesuffix("-200"), "")))
+    return entries
 
 
 def _by_seed(records: Iterable[Record]) -> tuple[Record, ...]:

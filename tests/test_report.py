@@ -31,6 +31,10 @@ def lines_of(text):
             yield dict(zip(head, cells, strict=True))
 
 
+def on(machine):
+    return machine.get("accelerator") or f"{machine['threads']} cores, {machine['processor']}"
+
+
 def check(text, records):
     """Every figure of a table against the records, read here on their own; `AssertionError` at the first that has none."""
     older = {row.name: row for row in seed.rows()}
@@ -49,6 +53,7 @@ def check(text, records):
             measured = ("firing rate", "SOPs (M)", "energy (µJ)", "images/s", "minutes", "on", "commit")
             assert all(line.get(key, "–") == "–" for key in measured)
             continue
+        runs = [r for r in runs if on(r["machine"]) == line["on"].rsplit(", ", 1)[0]]
         figure = re.fullmatch(r"([\d.]+)(?: ± ([\d.]+))? \(n = (\d+)\)", line["accuracy (%)"])
         assert figure, line
         by_seed = {r["seed"]: r for r in reversed(runs)}
@@ -118,6 +123,19 @@ def test_two_records_of_one_seed_are_one(tmp_path, capsys):
         (tmp_path / name).write_bytes(source)
     assert main(["report", "--results", str(tmp_path)]) == 0
     assert "(n = 1)" in capsys.readouterr().out
+
+
+def test_each_kind_of_machine_has_a_row(tmp_path):
+    """A mean of minutes is of one."""
+    record = json.loads((ROOT / "results/digits-s0.json").read_bytes())
+    for name, processor, seed_number in (("a-s0", "one", 0), ("b-s1", "one", 1), ("c-s2", "another", 2)):
+        machine = record["machine"] | {"processor": processor}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record | {"machine": machine, "seed": seed_number}))
+    rows = [line for line in lines_of(tables.short(tmp_path)) if line["accuracy (%)"] != "no record"]
+    threads = record["machine"]["threads"]
+    assert [(row["on"].rsplit(", ", 1)[0], row["accuracy (%)"][-7:]) for row in rows] == [
+        (f"{threads} cores, another", "(n = 1)"), (f"{threads} cores, one", "(n = 2)"),
+    ]  # fmt: skip
 
 
 def test_curves_as_csv_have_a_line_an_epoch(tmp_path, capsys):
