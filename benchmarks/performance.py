@@ -1,6 +1,6 @@
-"""Writes the tables of docs/performance.md and docs/techniques.md, between their markers, from the records in results/benchmarks.
+"""Writes the tables of docs/performance.md, docs/performance-avx512.md and docs/techniques.md from the records in results/benchmarks.
 
-    python benchmarks/performance.py [--results results/benchmarks] [--into docs/performance.md,docs/techniques.md]
+    python benchmarks/performance.py [--results results/benchmarks] [--into docs/performance.md,…]
 
 A marker is `<!-- NAME: begin -->` … `<!-- NAME: end -->`; NAME is a record's file without `.json`. Exit status 1 where a record that
 the page asks for is absent.
@@ -17,7 +17,7 @@ from typing import Any
 from common import ROOT
 
 MARK = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
-PAGES = ("performance.md", "techniques.md")
+PAGES = ("performance.md", "performance-avx512.md", "techniques.md")
 HEADINGS = {
     "side": "side", "part": "part", "layer": "layer", "steps": "T",
     "dtype": "dtype", "layout": "layout", "batch_norm": "batch norm", "ms": "ms", "quartiles_ms": "quartiles", "n": "n",
