@@ -54,13 +54,18 @@ class Unit {
 
 // ---- a block of sums: tiles 0 to 3. Tiles 4 and 5 are rows, 6 and 7 columns ----
 
+// GCC does not know that what loads a tile reads memory: what was written before a block begins has to be there.
+INLINE void written() { __asm__ volatile("" : : : "memory"); }
+
 template <bool BOTH> INLINE void clear() {
+    written();
     _tile_zero(0); _tile_zero(1);
     if (BOTH) {
         _tile_zero(2); _tile_zero(3);
     }
 }
 template <bool BOTH> INLINE void load(const char* from) {
+    written();
     _tile_loadd(0, from, LINE); _tile_loadd(1, from + TILE, LINE);
     if (BOTH) {
         _tile_loadd(2, from + 2 * TILE, LINE); _tile_loadd(3, from + 3 * TILE, LINE);
@@ -461,11 +466,11 @@ INLINE void turn(const bf16* const* lines, i64 k, char* first, char* second) {
     UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(second + i * LINE, high[i]);
 }
 
-const i64 SOME = 8;              // steps whose rows and columns stay in the nearest cache for all taps
-const i64 CHUNK = 640;           // places at a time, about
-const i64 SUMS = i64(16) << 20;  // bytes of sums
-const i64 NEAR = i64(600) << 10; // bytes of those that stay in the second cache while several chunks are added up
-const i64 TURNED = i64(2) << 20; // bytes of transposed gradients of such chunks
+const i64 SOME = 8;               // steps whose rows and columns stay in the nearest cache for all taps
+const i64 CHUNK = 640;            // places at a time, about
+const i64 SUMS = i64(16) << 20;   // bytes of sums
+const i64 NEAR = i64(600) << 10;  // bytes of those that stay in the second cache while several chunks are added up
+const i64 TURNED = i64(2) << 20;  // bytes of transposed gradients of such chunks
 
 // What a thread needs to add up the gradient by the weights of some channels over some images.
 class Adder {
@@ -479,7 +484,7 @@ class Adder {
     bool each;            // whether each tap has a plane: of whole images, with all their places one behind the other
     i64 rows, group = 1;  // of an image, or images, at a time
     i64 steps, apart;
-    i64 some, chunks;  // channels (times WIDE) whose sums are near; chunks at a time
+    i64 some, chunks;     // channels (times WIDE) whose sums are near; chunks at a time
     std::vector<int32_t> source;  // for `each`: the pixel of each place's tap, or -1
     std::vector<i64> at;          // of a step, in lines of pairs
     std::vector<bf16> nothing;
@@ -491,7 +496,7 @@ class Adder {
           width(made.W + made.W % 2), nothing(WIDE * std::max(deep, panels), 0) {
         const i64 places = made.pixels();
         for (int i = 0; i < 9; i++) taps.push_back({i, i / 3 - 1, i % 3 - 1});
-        each = places < 96;  // else a step of 32, of which an image's last would be mostly none, is few of them
+        each = places < 96;  // else what an image's last step of 32 places lacks is little
         if (each) {
             rows = made.H;
             group = std::min(seen.N, std::max<i64>(1, CHUNK / places));
