@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from spiketrain.errors import UserError
 from spiketrain.models import Network
 from spiketrain.neurons import IntegerLIF
+from spiketrain.saving import added
 
 
 class BinaryConv(nn.Module):
@@ -21,14 +22,15 @@ class BinaryConv(nn.Module):
         super().__init__()
         self.conv, self.levels = conv, levels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """plus: as of `layers.Conv`."""
         counts = (x * self.levels).round()
         if not torch.equal(counts / self.levels, x) or bool(((counts < 0) | (counts > self.levels)).any()):
             raise UserError(f"a convolution's input is not a count of spikes over {self.levels} steps: this network cannot be unrolled")
         steps = torch.arange(self.levels, device=x.device).view(-1, *(1,) * x.dim())
         spikes = (counts > steps).to(x.dtype)  # [D,N,C,H,W], zeros and ones
         out: Tensor = self.conv(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2]).mean(0)
-        return out
+        return out if plus is None else added(out, plus)
 
 
 def unroll(network: Network) -> Network:
