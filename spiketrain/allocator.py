@@ -55,4 +55,7 @@ def return_memory() -> bool:
     Where it is called before the first tensor is made, torch asks for huge pages, which the system may allow.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    return _told((MMAP_MAX, 65536), (MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, LARGE))
+    told = _told((MMAP_MAX, 65536), (MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, LARGE))
+    if told and (libc := _libc()) is not None:
+        libc.malloc_trim(ctypes.c_size_t(0))  # the heap's end, of which blocks would be made before the system is asked for any
+    return told

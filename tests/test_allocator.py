@@ -22,6 +22,7 @@ from common import _resident
 from spiketrain.allocator import keep_memory, return_memory
 assert keep_memory() and (sys.argv[1] == "kept" or return_memory())
 x = torch.ones(16 << 20)
+above = [bytearray(600) for _ in range(10000)]  # so that x, were it of the heap, would not be its end
 before = _resident("VmRSS")
 del x
 print((before - _resident("VmRSS")) * 1024 / (64 << 20))

@@ -37,7 +37,7 @@ ALLOWED = {
     "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
     "state": {"errors", "checkpoint", "data", "faults", "models", "processes", "progress", "recipes"},
     "initial": {"errors", "models"},
-    "unroll": {"errors", "models", "neurons"},
+    "unroll": {"errors", "models", "neurons", "saving"},
     "assemble": {"errors", "data", "initial", "models", "recipes", "kernels", "neurons"},
     "operations": {"errors", "layers", "models", "neurons"},
     "corrupt": set(),
