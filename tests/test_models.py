@@ -246,3 +246,10 @@ def test_a_step_seen_again_has_the_gradient_of_expand():
             (seen(step) * weights).sum().backward()
             grads.append(step.grad.float())
         assert torch.equal(*grads) or (not same and torch.allclose(*grads, rtol=2**-7, atol=2**-6))
+
+
+def test_what_counts_operations_sees_every_convolution():
+    """Also those that would go by Winograd or the matrix unit: the same whatever the layout of weights."""
+    network = build("fast_convnet4", steps=4, norm="tebn")
+    plain = count_macs(network, (3, 32, 32))
+    assert plain == count_macs(network.to(memory_format=torch.channels_last), (3, 32, 32)) == 55_084_688

@@ -30,6 +30,8 @@ def _thin(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def _known(x: Tensor) -> bool:
+    if torch._C._len_torch_dispatch_stack():  # somebody watches operations, as what counts them does, and would see none of ours
+        return False
     kind = x.device.type == "cpu" and x.dim() == 4 and len(x) > 0 and x.is_contiguous(memory_format=LAST)
     return kind and x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
 
