@@ -17,6 +17,15 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def threads(request):
+    """torch's number of threads in a test, by an indirect parameter."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data, or a skip."""

@@ -45,14 +45,6 @@ def exact(x, weight, grad, stride):
     return y.detach(), *torch.autograd.grad(y, (x, weight), grad.double())
 
 
-@pytest.fixture
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("stride", [1, 2])

@@ -94,14 +94,6 @@ def relative(ours, theirs):
     return float((ours.double() - theirs).norm() / theirs.norm())
 
 
-@pytest.fixture
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
 @pytest.mark.parametrize(("dtype", "shape", "stride"), CASES)
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["last", "first"])

@@ -486,7 +486,6 @@ class Adder {
     i64 steps, apart;
     i64 some, chunks;     // channels (times WIDE) whose sums are near; chunks at a time
     std::vector<int32_t> source;  // for `each`: the pixel of each place's tap, or -1
-    std::vector<i64> at;          // of a step, in lines of pairs
     std::vector<bf16> nothing;
     Buffer<char> pairs, turned;
 
@@ -520,7 +519,6 @@ class Adder {
             for (const Plane& plane : planes) apart += plane.lines() / 2;
         }
         apart |= 1;
-        for (i64 s = 0; s < steps; s++) at.push_back(s * 16);
         some = std::min(deep, std::max<i64>(1, NEAR / (panels * 9 * BLOCK)));
         chunks = some == deep ? 1 : std::max<i64>(1, TURNED / size());
         pairs = buffer<char>(2 * some * apart * LINE);
@@ -610,7 +608,7 @@ class Adder {
                             else
                                 clear<true>();
                             for (i64 s = first; s < behind; s++) {
-                                const char *const a = rows + s * TILE, *const b = columns + (at[s] + taps[t].at) * LINE;
+                                const char *const a = rows + s * TILE, *const b = columns + (s * ROWS + taps[t].at) * LINE;
                                 UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(next + ((s - first) * 8 + i) * LINE, 1);
                                 multiply<true>(a, a + steps * TILE, b, b + apart * LINE);
                             }
