@@ -1,7 +1,6 @@
 """What all benchmarks share: the gate, runs in turns, their medians, memory, tables, and the stored result."""
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spiketrain import kernels, record
-from spiketrain.allocator import keep_memory
+from spiketrain.allocator import keep_memory, trim
 from spiketrain.errors import UserError
 from spiketrain.neurons import Spec
 
@@ -132,7 +131,7 @@ def grown_mb(run: Run) -> float:
         taken = torch.cuda.memory_allocated()
         run()
         return round((torch.cuda.max_memory_allocated() - taken) / 1e6, 1)
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already must be taken anew
+    trim()  # what is free already must be taken anew
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest size so far
     before = _resident("VmRSS")
     run()

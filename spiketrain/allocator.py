@@ -1,19 +1,103 @@
-"""What the C library's allocator does with freed memory, on Linux with glibc; elsewhere nothing happens.
+"""What becomes of freed memory, on Linux with glibc; elsewhere nothing happens.
 
-Kept, a new tensor costs nothing; given back to the system, it costs a page fault every 4 KiB (or 2 MiB, where pages may be huge), but
-blocks of many sizes leave no gaps: resident memory is what tensors take, where kept memory can be twice as much.
+Kept, a new tensor costs nothing; given back to the system, it costs a page fault every 4 KiB (or 2 MiB, where pages may be huge). The C
+library leaves gaps in what it keeps: a block of 128 MiB does not fit where one was, as its alignment needs a few bytes more, and small
+blocks take those. So the large tensors that `kernels` make have a place of their own (`empty`), without gaps.
 """
 
+import collections
+import contextlib
 import ctypes
+import mmap
 import os
 import platform
+import threading
+import weakref
+
+import torch
+from torch import Tensor
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """Parameters of glibc's mallopt."""
 HUGEPAGE = 14
 """Advice of madvise."""
+NORESERVE = 0x4000
+"""Of mmap: more addresses than there is memory may be asked for."""
 LARGE = 2 << 20
 """Bytes of a huge page; and of a block from which on it is given back, which is where torch begins to ask for them."""
+
+
+class Arena:
+    """Addresses for blocks of a page and more. What has been freed is kept, and taken again where it fits best."""
+
+    PAGE = 4096
+
+    def __init__(self, size: int) -> None:
+        self.memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+        with contextlib.suppress(OSError):  # the system has none
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
+        self.first = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.free = {0: size}  # begin: size
+        self.freed: collections.deque[tuple[int, int]] = collections.deque()  # whoever frees may do so while somebody takes
+        self.lock = threading.Lock()
+
+    def take(self, size: int) -> ctypes.Array[ctypes.c_char] | None:
+        """Memory until the array, and whoever has it, is gone; None where there is not so much."""
+        size += -size % self.PAGE
+        with self.lock:
+            self._gather()
+            fits = [(free, begin) for begin, free in self.free.items() if free >= size]
+            if not fits:
+                return None
+            free, begin = min(fits)
+            del self.free[begin]
+            if free > size:
+                self.free[begin + size] = free - size
+        array = (ctypes.c_char * size).from_address(self.first + begin)
+        weakref.finalize(array, self._give_back, begin, size).atexit = False
+        return array
+
+    def trim(self) -> None:
+        """What is free goes back to the system."""
+        with self.lock:
+            self._gather()
+            for begin, size in self.free.items():
+                self.memory.madvise(mmap.MADV_DONTNEED, begin, size)
+
+    def _give_back(self, begin: int, size: int) -> None:
+        self.freed.append((begin, size))
+
+    def _gather(self) -> None:
+        """Joins what has been freed with its neighbours."""
+        if not self.freed:
+            return
+        while self.freed:
+            begin, size = self.freed.popleft()
+            self.free[begin] = size
+        joined: dict[int, int] = {}
+        last = None
+        for begin in sorted(self.free):
+            if last is not None and last + joined[last] == begin:
+                joined[last] += self.free[begin]
+            else:
+                joined[last := begin] = self.free[begin]
+        self.free = joined
+
+
+_arenas: list[Arena] = []
+"""The one of this program, where it keeps memory."""
+LEAST = 1 << 20
+"""Bytes of a tensor from which on it lies in the arena."""
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """`torch.empty` on the processor; a large one in memory that has been kept, where this program keeps any."""
+    like = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+    size = like.numel() * like.element_size()
+    block = _arenas[0].take(size) if _arenas and size >= LEAST else None
+    if block is None:
+        return torch.empty(shape, dtype=dtype, memory_format=memory_format)
+    return torch.frombuffer(block, dtype=dtype, count=like.numel()).as_strided(like.shape, like.stride())
 
 
 def _libc() -> ctypes.CDLL | None:
@@ -37,6 +121,14 @@ def _ask_for_huge_pages() -> None:
         libc.free(block)
 
 
+def trim() -> None:
+    """What is free now goes back to the system, whatever happens with what is freed later."""
+    if (libc := _libc()) is not None:
+        libc.malloc_trim(ctypes.c_size_t(0))
+    for arena in _arenas:
+        arena.trim()
+
+
 def keep_memory() -> bool:
     """Large blocks come from the heap and go back to it, not to the system. For programs, called once at their start.
 
@@ -46,6 +138,8 @@ def keep_memory() -> bool:
     if not _told((MMAP_MAX, 0), (TRIM_THRESHOLD, -1)):
         return False
     _ask_for_huge_pages()
+    with contextlib.suppress(OSError):  # there is a limit on addresses
+        _arenas[:] = _arenas or [Arena(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // LARGE * LARGE)]
     return True
 
 
@@ -54,8 +148,8 @@ def return_memory() -> bool:
 
     Where it is called before the first tensor is made, torch asks for huge pages, which the system may allow.
     """
+    _arenas.clear()  # it goes when the last of its tensors does
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     told = _told((MMAP_MAX, 65536), (MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, LARGE))
-    if told and (libc := _libc()) is not None:
-        libc.malloc_trim(ctypes.c_size_t(0))  # the heap's end, of which blocks would be made before the system is asked for any
+    trim()  # the heap's end too, of which blocks would be made before the system is asked for any
     return told

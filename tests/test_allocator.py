@@ -1,6 +1,8 @@
 """Resident memory, of processes of their own: what stays and what goes back, and how much of a layer is alive at once."""
 
+import ctypes
 import platform
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from spiketrain import allocator
+from spiketrain.allocator import Arena
 from spiketrain.functional import Rule
 from spiketrain.kernels import native
 
@@ -84,3 +88,53 @@ def test_of_a_layer_no_more_is_alive_than_must_be(memory):
     gradient takes their place, when spikes are gone.
     """
     assert figure(LAYER, memory) < 2.5
+
+
+def addresses(arena, *blocks):
+    return [ctypes.addressof(block) - arena.first for block in blocks]
+
+
+def test_the_arena_takes_again_what_has_been_freed_where_it_fits_best():
+    page = Arena.PAGE
+    arena = Arena(64 * page)
+    a, b, c, d = arena.take(10 * page), arena.take(1), arena.take(4 * page - 7), arena.take(8 * page)
+    assert addresses(arena, a, b, c, d) == [0, 10 * page, 11 * page, 15 * page]
+    a = c = None
+    e = arena.take(3 * page)  # where c was, as less is left over there
+    assert addresses(arena, e) == [11 * page]
+    b = e = None  # with a and c one piece of 15
+    f = arena.take(15 * page)
+    assert addresses(arena, f) == [0] and arena.take(64 * page) is None
+    d = f = None
+    arena.trim()
+    assert arena.free == {0: 64 * page}
+
+
+def test_what_is_taken_stays_its_own_until_the_last_tensor_of_it_is_gone():
+    """Tensors of random sizes, each full of its number, come and go in any order."""
+    arena, draw, alive = Arena(1 << 24), random.Random(1), {}
+    for number in range(2000):
+        if alive and draw.random() < 0.5:
+            key = draw.choice(list(alive))
+            assert (alive.pop(key) == key % 251).all()
+        block = arena.take(draw.choice([1, 5000, 70000, 1 << 20]))
+        if block is not None:
+            alive[number] = torch.frombuffer(block, dtype=torch.uint8).fill_(number % 251).view(-1, 1)[1:].T
+    assert len(alive) > 10 and all((x == key % 251).all() for key, x in alive.items())
+    alive.clear()
+    arena.trim()
+    assert len(arena.free) == 1
+
+
+def test_only_programs_that_keep_memory_have_an_arena(monkeypatch):
+    shape = (2, 64, 100, 100)
+    plain = allocator.empty(shape, torch.float32, torch.channels_last)
+    arena = Arena(1 << 25)
+    monkeypatch.setattr(allocator, "_arenas", [arena])
+    kept = allocator.empty(shape, torch.float32, torch.channels_last)
+    assert 0 <= kept.data_ptr() - arena.first < 1 << 25 and not 0 <= plain.data_ptr() - arena.first < 1 << 25
+    assert (kept.shape, kept.stride(), kept.dtype) == (plain.shape, plain.stride(), plain.dtype)
+    assert allocator.empty((10,), torch.uint8).data_ptr() - arena.first not in range(1 << 25)  # too small
+    assert allocator.empty((1 << 26,), torch.uint8).numel() == 1 << 26  # too large: the system's
+    arena.trim()
+    assert kept.fill_(1).sum() == kept.numel()
