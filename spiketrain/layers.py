@@ -21,7 +21,7 @@ from spiketrain.kernels import conv
 from spiketrain.kernels.leaky import Anew, over_steps
 from spiketrain.kernels.pool import avg_pool, max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
-from spiketrain.saving import added, again, conv_and_anew, conv_of_spikes, convolve
+from spiketrain.saving import added, again, conv_and_anew, conv_of_spikes, convolve, currents
 
 NORMS = ("time", "step", "tdbn", "tebn")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -170,33 +170,38 @@ def _by_last(y: Tensor) -> Tensor:
     return y
 
 
-def fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = True, anew: Anew | None = None) -> Tensor:
+def fire(
+    norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool = True, anew: Anew | None = None, packed: bool = False
+) -> Tensor:
     """Spikes of the normed x: `[T,B,C,H,W]`, or one step `[1,B,C,H,W]` to be seen `steps` times, → `[T,B,C,H,W]`.
 
     Norm and neuron in one pass over memory where the neuron's kernel is a fast one; the currents between them are never
     stored. They are in the dtype of potentials either way. update: whether the norm's running statistics are.
-    anew: how the backward pass makes x again, where it is not to be kept, and used up.
+    anew: how the backward pass makes x again, where it is not to be kept, and used up; packed: whether a 3×3 convolution, or a mean, is
+    next: where that reads bits, spikes come as such.
     """
-    return _fire(norm, neuron, x, steps, update, anew)[0]
+    return _fire(norm, neuron, x, steps, update, anew, packed)[0]
 
 
-def fire_along(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def fire_along(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, packed: bool = False) -> tuple[Tensor, Tensor]:
     """`fire`, and x for a shortcut around it: the gradient by that is added in the pass over memory that writes the gradient by x."""
-    return _fire(norm, neuron, x, steps, True, None)
+    return _fire(norm, neuron, x, steps, True, None, packed)
 
 
-def _fire(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool, anew: Anew | None) -> tuple[Tensor, Tensor]:
+def _fire(
+    norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool, anew: Anew | None, packed: bool
+) -> tuple[Tensor, Tensor]:
     norm.check(steps)
     kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
     if isinstance(neuron, Leaky) and kernel != "reference":
         if norm.training:
-            spikes, found, along = neuron.normed(x, norm.batch(), steps, anew)
+            spikes, found, along = neuron.normed(x, norm.batch(), steps, anew, packed and conv.reads_bits(x))
             if update:
                 norm.update(found, steps)
             return spikes, along
         if not torch.is_grad_enabled():
             return neuron(x, norm.affine(), steps), x
-    if anew is not None:
+    if anew is not None and not anew.itself:
         rest = functools.partial(_each_after_the_other, norm, neuron, steps)
         return again(rest, x, anew, [*norm.parameters(), *neuron.parameters()]), x
     return _each_after_the_other(norm, neuron, steps, x, update), x
@@ -292,13 +297,14 @@ class ConvBlock(nn.Module):
                 raise UserError(f"{y.shape[-2]}×{y.shape[-1]} pixels cannot be pooled once more: this network needs larger images")
             if self.pool > 1 or self.pieces > 1:  # before the norm, which then has a quarter of the work
                 y = fold(lambda z: max_pool(z, self.pool, self.pieces), y)
-            return fire(self.norm, self.neuron, y, steps, first, anew)
+            return fire(self.norm, self.neuron, y, steps, first, anew, packed=True)
 
         steps, given = len(x), once(x)
+        if self.pool * self.pieces == 1:
+            y, kept = currents(self.conv, given, steps, self.spiking, self.memory)
+            return spikes(y, True, kept)
         if self.memory == "least":
             y, anew = conv_and_anew(self.conv, given, self.spiking)
-            if self.pool * self.pieces == 1:
-                return spikes(y, True, anew)
             return again(spikes, y, anew, [*self.norm.parameters(), *self.neuron.parameters()])
         linear = functools.partial(conv_of_spikes, self.conv) if self.spiking and self.memory == "bits" else self.conv
         return spikes(fold(linear, given), True)
@@ -312,7 +318,7 @@ class AvgPool(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return fold(lambda y: avg_pool(y, self.factor), x)
+        return fold(lambda y: avg_pool(y, self.factor, conv.reads_bits(y)), x)
 
 
 class Dropout(nn.Module):

@@ -94,14 +94,18 @@ class Leaky(Neuron, ABC):
             return kernels.affine_scan(x, affine, self._all_coefficients(), self.rule, steps, self.kernel)
         return kernels.scan(x, None, *self._all_coefficients(), self.rule, self.kernel, keep=False)[0]
 
-    def normed(self, x: Tensor, norm: Norm, steps: int, anew: Anew | None = None) -> tuple[Tensor, Moments, Tensor]:
+    def normed(
+        self, x: Tensor, norm: Norm, steps: int, anew: Anew | None = None, packed: bool = False
+    ) -> tuple[Tensor, Moments, Tensor]:
         """Spikes of the batch norm of x, from rest, its statistics, and x for a shortcut (see `leaky.Scanned`).
 
         x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times; anew: how the backward pass makes it again, where x is used up
-        instead of kept.
+        instead of kept; packed: whether spikes are wanted as `kernels.forms.Bits`, where that can be.
         """
         coefficients = self._all_coefficients()
-        spikes, _, found, x = kernels.norm_scan(x, None, norm, coefficients, self.rule, steps, self.kernel, keep=False, anew=anew)
+        spikes, _, found, x = kernels.norm_scan(
+            x, None, norm, coefficients, self.rule, steps, self.kernel, keep=False, anew=anew, packed=packed
+        )
         return spikes, found, x
 
     def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -19,32 +19,54 @@ from torch.func import functional_call
 
 from spiketrain import kernels
 from spiketrain.kernels import conv
+from spiketrain.kernels.forms import Bits, Lazy, at_a_time, dense, in_parts, parted, size_of, without_memory
 from spiketrain.kernels.leaky import Anew, over_steps
+from spiketrain.kernels.pool import Means
 
 MEMORY = ("speed", "bits", "least")
+FEW = 4
+"""Channels of an image."""
+SHORT, LARGE = 16 << 20, 64 << 20
+"""Bytes of an image's currents that are not kept; of currents whose gradient takes their place in memory, which takes a fifth longer."""
 Rest = Callable[[Tensor, bool], Tensor]
+Kept = Bits | Means
+"""What of a convolution's input is kept as bits."""
 
 
 @dataclass(frozen=True)
-class Bits:
-    """Spikes `[N,C,H,W]` as bits."""
+class ByInput:
+    """The gradient of a convolution by its input, as a form (`forms.Parted`). grad: by its result, itself in parts or not."""
 
-    bits: Tensor
-    how: kernels.Packing
+    grad: Tensor
+    weight: Tensor
+    where: tuple[int, int]
+    like: Tensor
 
-    def images(self, first: int, last: int) -> Tensor:
-        """Spikes of some images again; where they are not all, of a multiple of eight numbers before and in them."""
-        like, each = self.how.like[first:last], self.how.like[:1].numel()
-        part = self.bits[first * each // 8 : -(-last * each // 8)]
-        return kernels.unpack(part, replace(self.how, like=like))
+    def part(self, steps: int, first: int, last: int) -> Tensor:
+        """Of those images alone."""
+        if isinstance(self.grad, Lazy):
+            grad: Tensor = self.grad.form.part(steps, first, last)  # type: ignore[attr-defined]
+        else:
+            grad = self.grad.unflatten(0, (steps, -1))[:, first:last]
+        return conv.by_input(grad, self.like[: steps * (last - first)], self.weight, *self.where)
+
+    def some(self, steps: int) -> int:
+        """As many as of `grad`."""
+        return self.grad.form.some(steps) if isinstance(self.grad, Lazy) else at_a_time(self.like, steps)  # type: ignore[attr-defined]
+
+    def dense(self) -> Tensor:
+        return conv.by_input(dense(self.grad), self.like, self.weight, *self.where)
 
 
 class _Conv(torch.autograd.Function):
     """A convolution by `kernels.conv`, forward and backward, plus what is added to it. Its gradient keeps x, or bits where x is spikes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: Bits | None, plus: Tensor | None) -> Tensor:
-        ctx.how = bits and bits.how
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, bits: Kept | None, plus: Tensor | None) -> Tensor:
+        ctx.spikes = isinstance(x, Lazy) and isinstance(x.form, Bits)
+        if isinstance(x, Lazy) and kernels.packs(x):
+            bits = kernels.pack(x)
+        ctx.form = bits and replace(bits, bits=bits.like)
         ctx.save_for_backward(weight, bits.bits if bits else x)
         ctx.where, ctx.plus = (stride, padding), None if plus is None else (len(plus), plus.dtype)
         return conv.forward(x, weight, stride, padding, plus)
@@ -53,23 +75,42 @@ class _Conv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, kept = ctx.saved_tensors
-        x = kept if ctx.how is None else kernels.unpack(kept, ctx.how)
+        x = kept if ctx.form is None else Lazy(replace(ctx.form, bits=kept))
         grad = grads[0].to(x.dtype)
+        if not (parted(grad) and isinstance(x, Lazy)):
+            grad = dense(grad)
         by_x = by_weight = None
         if ctx.needs_input_grad[1]:
-            by_weight = conv.by_weight(grad, x, weight, *ctx.where).to(weight.dtype)
-        like = torch.empty_like(x, device="meta")
+            by_weight = _by_weight(grad, x, weight, ctx.where).to(weight.dtype)
+        like = without_memory(x)
         del x, kept  # before there is a gradient of its size
         if ctx.needs_input_grad[0]:
-            by_x = conv.by_input(grad, like, weight, *ctx.where)
+            form = ByInput(grad, weight, ctx.where, like)
+            # who made bits of spikes knows what to do with their gradient in parts
+            by_x = Lazy(form) if ctx.spikes and conv.input_in_parts(grad, like, weight, *ctx.where) else form.dense()
         by_plus = None
         if ctx.needs_input_grad[5]:
             images, dtype = ctx.plus
-            by_plus = (grads[0] if len(grads[0]) == images else over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
+            by_plus = (dense(grads[0]) if len(grads[0]) == images else over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
         return by_x, by_weight, None, None, None, by_plus
 
 
-def convolve(layer: nn.Conv2d, x: Tensor, bits: Bits | None = None, plus: Tensor | None = None) -> Tensor:
+def _by_weight(grad: Tensor, x: Tensor, weight: Tensor, where: tuple[int, int]) -> Tensor:
+    """`conv.by_weight`; of a gradient in parts, their sum."""
+    if not isinstance(grad, Lazy):
+        return conv.by_weight(grad, x, weight, *where)
+    steps = grad.form.steps  # type: ignore[attr-defined]
+    batch, some, bits = len(grad) // steps, grad.form.some(steps), kernels.pack(x)  # type: ignore[attr-defined]
+    found = None
+    for first in range(0, batch, some):
+        ends = steps, first, min(first + some, batch)
+        one = conv.by_weight(grad.form.part(*ends), Lazy(bits.part(*ends)), weight, *where)  # type: ignore[attr-defined]
+        found = one if found is None else found.add_(one)
+    assert found is not None
+    return found
+
+
+def convolve(layer: nn.Conv2d, x: Tensor, bits: Kept | None = None, plus: Tensor | None = None) -> Tensor:
     """`layer` (no bias, no dilation, one group) of x `[N,C,H,W]` by `kernels.conv`. bits: x's, where they shall be kept instead of it;
     plus: what is added to the result; if it has fewer images, to each so many of them.
     """
@@ -93,8 +134,8 @@ def _computed(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype is not torch.float64 else x
 
 
-def _bits(x: Tensor) -> Bits | None:
-    return Bits(*kernels.pack(x)) if torch.is_grad_enabled() and kernels.packs(x) else None
+def _bits(x: Tensor) -> Kept | None:
+    return kernels.pack(x) if torch.is_grad_enabled() and kernels.packs(x) else None
 
 
 def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -112,23 +153,60 @@ def conv_and_anew(layer: nn.Conv2d, x: Tensor, spiking: bool) -> tuple[Tensor, A
     folded, steps = x.flatten(0, 1), x.shape[:2]
     if spiking:
         folded = _computed(folded)
-    bits = _bits(folded) if spiking else None
+    bits = _bits(folded) if spiking or isinstance(folded, Lazy) else None
     if bits is None:
-        again = functools.partial(_of_kept, layer, steps, _autocast(x))
-        return layer(folded).unflatten(0, steps), Anew((folded, *layer.parameters()), again)
-    again = functools.partial(_of_bits, _where(layer), steps, bits.how)
-    return convolve(layer, folded, bits).unflatten(0, steps), Anew((bits.bits, layer.weight), again)
+        again = functools.partial(_of_kept, layer, _autocast(x))
+        y = layer(folded).unflatten(0, steps)
+
+        def whole(*kept: Tensor) -> Tensor:
+            return again(slice(None), *kept).unflatten(0, steps)
+
+        def some(first: int, last: int, *kept: Tensor) -> Tensor:
+            return again(slice(first, last), *kept)
+
+        return y, Anew((folded, *layer.parameters()), whole, some if len(x) == 1 and _pays(y, SHORT) else None)
+    form = replace(bits, bits=bits.like)
+    again = functools.partial(_of_bits, _where(layer), steps, form)
+    y = convolve(layer, folded, bits).unflatten(0, steps)
+    part = functools.partial(_part_of_bits, _where(layer), len(x), form)
+    return y, Anew((bits.bits, layer.weight), again, part if conv.reads_bits(y) and in_parts(y) else None)
 
 
-def _of_kept(layer: nn.Conv2d, steps: torch.Size, autocast: Callable[[], torch.autocast], x: Tensor, *parameters: Tensor) -> Tensor:
+def currents(layer: nn.Conv2d, x: Tensor, steps: int, spiking: bool, memory: str) -> tuple[Tensor, Anew | None]:
+    """`layer` of x `[T,B,C,H,W]` step by step, to be seen at so many steps, and how the backward pass of the one neuron that sees it comes
+    by it, where it is not just kept.
+
+    If not to save memory, that is so where it costs next to nothing: an image has few channels, so that its currents are soon made again;
+    where currents are large their gradient takes their place.
+    """
+    if memory == "least":
+        return conv_and_anew(layer, x, spiking)
+    if len(x) < steps and x.shape[2] <= FEW:
+        y, anew = conv_and_anew(layer, x, spiking)
+        return y, replace(anew, part=None) if _pays(y, SHORT) else None
+    folded = x.flatten(0, 1)
+    y = (conv_of_spikes(layer, folded) if spiking and memory == "bits" else layer(folded)).unflatten(0, x.shape[:2])
+    return y, Anew.of(y) if _pays(y, LARGE) else None
+
+
+def _pays(y: Tensor, least: int) -> bool:
+    """Whether something is done with the currents y because they have so many bytes."""
+    return conv.reads_bits(y) and size_of(y) >= least
+
+
+def _of_kept(layer: nn.Conv2d, autocast: Callable[[], torch.autocast], images: slice, x: Tensor, *parameters: Tensor) -> Tensor:
     named = dict(zip((name for name, _ in layer.named_parameters()), parameters, strict=True))
     with torch.no_grad(), autocast():
-        y: Tensor = functional_call(layer, named, (x,))
-    return y.unflatten(0, steps)
+        y: Tensor = functional_call(layer, named, (x if images == slice(None) else x[images],))
+    return y
 
 
-def _of_bits(where: tuple[int, int], steps: torch.Size, how: kernels.Packing, bits: Tensor, weight: Tensor) -> Tensor:
-    return conv.forward_of(Bits(bits, how).images, how.like, weight.detach(), *where).unflatten(0, steps)
+def _of_bits(where: tuple[int, int], steps: torch.Size, form: Kept, bits: Tensor, weight: Tensor) -> Tensor:
+    return conv.forward_of(replace(form, bits=bits), weight.detach(), *where).unflatten(0, steps)
+
+
+def _part_of_bits(where: tuple[int, int], steps: int, form: Kept, first: int, last: int, bits: Tensor, weight: Tensor) -> Tensor:
+    return conv.forward_of(replace(form, bits=bits).part(steps, first, last), weight.detach(), *where)
 
 
 def _autocast(x: Tensor) -> Callable[[], torch.autocast]:

@@ -4,7 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spiketrain.kernels import amx, cpp
+from spiketrain.functional import Rule
+from spiketrain.kernels import amx, cpp, native
+from spiketrain.kernels.forms import Bits, Lazy, without_memory
+from spiketrain.kernels.pool import Means
 
 LAST = torch.channels_last
 pytestmark = pytest.mark.skipif(amx._library() is None, reason="no matrix unit (AMX) in this processor, or no compiler")
@@ -127,3 +130,28 @@ def test_without_such_a_unit_it_is_not_used(flags, monkeypatch):
         assert not amx.forward_pays(drawn((8, 64, 64, 8, 8), 1)[0], 64)
     finally:
         amx._library.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[3] * s[4] > 1], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_of_bits_is_read_as_the_numbers_that_it_stands_for(shape, stride):
+    n, c, _, h, w = shape
+    x, weight, grad = drawn(shape, stride)
+    spikes = (torch.rand(n, c, 2 * h, 2 * w) < 0.3).bfloat16().contiguous(memory_format=LAST)
+    for form, numbers in (
+        (Bits(native.pack(spikes[:, :, :h, :w].contiguous(memory_format=LAST), Rule()), without_memory(x), native), spikes[:, :, :h, :w]),
+        (Means(native.pack(spikes, Rule()), without_memory(x), 2), F.avg_pool2d(spikes, 2)),
+    ):
+        lazy, plain = Lazy(form), numbers.contiguous(memory_format=LAST)
+        assert torch.equal(amx.forward(lazy, weight, stride=stride), amx.forward(plain, weight, stride=stride))
+        assert torch.equal(amx.by_weight(grad, lazy, stride), amx.by_weight(grad, plain, stride))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_gradient_of_some_images_of_each_step_is_theirs(stride):
+    _, weight, grad = drawn((12, 64, 32, 9, 10), stride)
+    like = torch.empty(12, 64, 9, 10, dtype=grad.dtype, device="meta").contiguous(memory_format=LAST)
+    whole = amx.by_input(grad, weight, like, stride).unflatten(0, (3, 4))
+    for first, last in ((0, 4), (1, 3), (3, 4)):
+        found = amx.by_input(grad.unflatten(0, (3, 4))[:, first:last], weight, like[: 3 * (last - first)], stride)
+        assert torch.equal(found, whole[:, first:last].flatten(0, 1))

@@ -18,7 +18,7 @@ ALLOWED = {
     "files": {"errors"},
     "record_check": set(),
     "functional": {"errors"},
-    "kernels": {"errors", "functional"},
+    "kernels": {"allocator", "errors", "functional"},
     "neurons": {"errors", "functional", "kernels"},
     "saving": {"kernels"},
     "layers": {"errors", "functional", "kernels", "neurons", "processes", "saving", "sync"},

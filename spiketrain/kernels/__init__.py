@@ -15,7 +15,7 @@ they are faster. `cpp` compiles the C++ sources of this folder.
 import functools
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from types import ModuleType
 
 import torch
@@ -25,7 +25,9 @@ from spiketrain import functional
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Coefficient, Moments, Norm, Rule
 from spiketrain.kernels import cpp, leaky, native
+from spiketrain.kernels.forms import Bits, Lazy, without_memory
 from spiketrain.kernels.leaky import Anew
+from spiketrain.kernels.pool import Means
 
 KERNELS = ("auto", "reference", "compiled", "triton")
 WORTH_COMPILING = 1 << 15
@@ -94,15 +96,16 @@ def scan(
 
 def norm_scan(
     x: Tensor, v: Tensor | None, norm: Norm, coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto", keep: bool = True,
-    anew: Anew | None = None,
+    anew: Anew | None = None, packed: bool = False,
 ) -> tuple[Tensor, Tensor | None, Moments, Tensor]:  # fmt: skip
     """`functional.norm_scan` by the kernel of that name, and x for a shortcut (see `leaky.Scanned`).
 
-    anew: of an x that is not to be kept (the reference keeps more anyway).
+    anew: of an x that is not to be kept (the reference keeps more anyway); packed: whether spikes are wanted as `forms.Bits`, where that
+    can be.
     """
     if (chosen := choose(kernel, x, rule)) == "reference":
         return *functional.norm_scan(x, v, norm, *coefficients, rule, steps), x
-    spikes, last, found, x = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep, anew)
+    spikes, last, found, x = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep, anew, packed)
     assert found is not None
     return spikes, last, found, x
 
@@ -118,29 +121,17 @@ def affine_scan(
     return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps)
 
 
-@dataclass(frozen=True)
-class Packing:
-    """What a tensor of spikes looked like, and the passes that made bits of it."""
-
-    like: Tensor
-    """Without memory of its own: shape, strides, dtype."""
-    passes: ModuleType
-
-
 def packs(spikes: Tensor) -> bool:
     """Whether spikes like these can be kept as bits here: `pack` would take them."""
+    if isinstance(spikes, Lazy):
+        return isinstance(spikes.form, Bits | Means)
     dense = torch.empty_like(spikes, device="meta").stride() == spikes.stride()  # in whatever order of axes
     return dense and choose("auto", spikes, Rule()) != "reference"
 
 
-def pack(spikes: Tensor) -> tuple[Tensor, Packing]:
-    """Dense spikes (0 and 1) as bits; `unpack` gives them back."""
+def pack(spikes: Tensor) -> Bits | Means:
+    """Dense spikes (0 and 1) as bits; they, or means of them, may be bits already."""
+    if isinstance(spikes, Lazy) and isinstance(spikes.form, Bits | Means):
+        return replace(spikes.form, like=without_memory(spikes))
     module = passes(choose("auto", spikes, Rule()))
-    return module.pack(spikes, Rule()), Packing(torch.empty_like(spikes, device="meta"), module)
-
-
-def unpack(bits: Tensor, how: Packing) -> Tensor:
-    """The spikes that `pack` was given, in the same layout."""
-    spikes = torch.empty_strided(how.like.shape, how.like.stride(), dtype=how.like.dtype, device=bits.device)
-    filled: Tensor = how.passes.unpack(bits, spikes, Rule())
-    return filled
+    return Bits(module.pack(spikes, Rule()), torch.empty_like(spikes, device="meta"), module)

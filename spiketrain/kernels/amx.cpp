@@ -1,13 +1,14 @@
 // 3×3 convolutions (padding 1, stride 1 or 2) of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
 //
-// x is [N,H,W,C] in memory, y and grad are [N,H,W,K]; C and K are multiples of 32. What is outside of an image is 0. A tile is 16 rows of
-// 64 bytes; TDPBF16PS adds a product of tiles, [16,32]·[32,16], to a tile of float32. Two by two of these stay in registers (a "block" of
+// x is [N,H,W,C] in memory, of bfloat16, or spikes as bits, or means of 2×2 spikes, which are bits; y and grad are [N,H,W,K]; C and K are multiples of 32. What is outside of an
+// image is 0. A tile is 16 rows of 64 bytes; TDPBF16PS adds a product of tiles, [16,32]·[32,16], to a tile of float32. Two by two of these stay in registers (a "block" of
 // 32 rows and 32 columns), so that each tile that is loaded is used twice.
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <immintrin.h>
+#include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <vector>
@@ -89,7 +90,47 @@ template <bool BOTH> INLINE void multiply(const char* rows, const char* more, co
     _tile_dpbf16ps(3, 5, 7);
 }
 
-INLINE __m512i line(const void* from) { return _mm512_loadu_si512(from); }
+INLINE __m512i line(const bf16* from) { return _mm512_loadu_si512(from); }
+
+// ---- what x is: a pixel of it gives 32 channels as bfloat16, from any on that is a multiple of 32 ----
+
+struct Numbers {
+    const bf16* at;
+    i64 pixel;  // elements from one pixel to the next
+    INLINE __m512i get(i64 c) const { return line(at + c); }
+    INLINE void right(i64 pixels) { at += pixels * pixel; }
+};
+struct Spikes {
+    const uint32_t* at;  // a word has 32 channels, from the lowest bit on
+    i64 pixel;
+    INLINE __m512i get(i64 c) const { return _mm512_maskz_set1_epi16(at[c / WIDE], 0x3f80); }
+    INLINE void right(i64 pixels) { at += pixels * pixel; }
+};
+struct Means {
+    const uint32_t* at;  // the upper left one of four
+    i64 pixel, row;
+    INLINE __m512i get(i64 c) const {
+        const __m512i one = _mm512_set1_epi16(1), quarters = _mm512_set_epi64(0, 0, 0, 0, 0, 0, 0x3f80, 0x3f403f003e800000);
+        const uint32_t* const up = at + c / WIDE;
+        __m512i count = _mm512_maskz_set1_epi16(up[0], 1);
+        count = _mm512_mask_add_epi16(count, up[pixel], count, one);
+        count = _mm512_mask_add_epi16(count, up[row], count, one);
+        count = _mm512_mask_add_epi16(count, up[row + pixel], count, one);
+        return _mm512_permutexvar_epi16(count, quarters);
+    }
+    INLINE void right(i64 pixels) { at += 2 * pixels * pixel; }
+};
+
+// Pixels of x. wide: columns of an image of x.
+template <class P> P pixel_of(const void* x, i64 C, i64 wide, i64 number);
+template <> Numbers pixel_of(const void* x, i64 C, i64, i64 number) { return {(const bf16*)x + number * C, C}; }
+template <> Spikes pixel_of(const void* x, i64 C, i64, i64 number) { return {(const uint32_t*)x + number * (C / WIDE), C / WIDE}; }
+template <> Means pixel_of(const void* x, i64 C, i64 wide, i64 number) {
+    const i64 each = C / WIDE, row = 2 * wide * each;
+    return {(const uint32_t*)x + number / wide * 2 * row + number % wide * 2 * each, each, row};
+}
+// One whose channels are all 0, as `zeros` are.
+template <class P> P none(const bf16* zeros) { return pixel_of<P>(zeros, 0, 1, 0); }
 
 // ---- where pixels are ----
 
@@ -187,7 +228,9 @@ struct Phase {
 };
 
 struct Convolution {
-    const bf16* x;
+    const void* x;
+    int form;             // of x: 0 Numbers, 1 Spikes, 2 Means
+    i64 together, apart;  // so many of x's images lie one behind the other, and the next as many so many images from their first
     bf16* y;
     const bf16* plus;  // what is added to the result, or null: to so many images each
     i64 every;
@@ -258,17 +301,17 @@ class Cut {
 class Packed {
     const Cut& cut;
     std::vector<i64> phases;
-    Buffer<char> tiles;
+    char* const tiles;
     i64 one(i64 phase) const { return i64(cut.taps[phase].size()) * 2 * TILE; }  // of 32 inputs
 
   public:
-    explicit Packed(const Cut& cut) : cut(cut) {
+    // tiles: for 18 bytes of each input of each output, a tap two
+    Packed(const Cut& cut, char* tiles) : cut(cut), tiles(tiles) {
         i64 bytes = 0;
         for (i64 phase = 0; phase < cut.phases(); phase++) phases.push_back(bytes), bytes += one(phase) * cut.deep * cut.panels;
-        tiles = buffer<char>(bytes);
     }
     char* at(i64 phase, i64 first, i64 panel) const {
-        return tiles.get() + phases[phase] + (first * cut.panels + panel * std::min(cut.depth, cut.deep - first)) * one(phase);
+        return tiles + phases[phase] + (first * cut.panels + panel * std::min(cut.depth, cut.deep - first)) * one(phase);
     }
     i64 works() const { return cut.deep * cut.panels; }
     void fill(const Weights& weights, i64 work) {
@@ -286,7 +329,7 @@ struct Patch {
 };
 
 // Fills a patch: planes of its images, 32 channels after the other, row by row as they lie in memory.
-void copy(const Convolution& it, const Cut& cut, const Patch& patch, char* to) {
+template <class P> void copy(const Convolution& it, const Cut& cut, const Patch& patch, char* to) {
     for (i64 image = patch.image; image < patch.image + patch.images; image++)
         for (const Plane& plane : cut.planes) {
             for (i64 r = 0; r < plane.rows - (cut.rows - patch.rows); r++) {
@@ -294,12 +337,13 @@ void copy(const Convolution& it, const Cut& cut, const Patch& patch, char* to) {
                 const bool inside = row >= 0 && row < it.seen.H;
                 const i64 left = inside ? plane.left(it.stride) : plane.columns;
                 const i64 right = inside ? plane.behind(it.stride, it.seen.W) : plane.columns;
-                const i64 pixel = image * it.seen.pixels() + row * it.seen.W + left * it.stride + plane.right;
+                const i64 number = (image / it.together * it.apart + image % it.together) * it.seen.pixels() + row * it.seen.W + left * it.stride + plane.right;
                 for (i64 c = 0; c < patch.channels; c++) {
                     char* const out = to + (c * cut.apart + r * plane.columns) * LINE;
                     for (i64 q = 0; q < left; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
-                    const bf16* from = it.x + pixel * it.C + (patch.first + c) * WIDE;
-                    for (i64 q = left; q < right; q++, from += it.stride * it.C) _mm512_store_si512(out + q * LINE, line(from));
+                    P from = inside ? pixel_of<P>(it.x, it.C, it.seen.W, number) : P{};
+                    for (i64 q = left; q < right; q++, from.right(it.stride))
+                        _mm512_store_si512(out + q * LINE, from.get((patch.first + c) * WIDE));
                     for (i64 q = right; q < plane.columns; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
                 }
             }
@@ -430,16 +474,16 @@ class Maker {
     void run() {
         Patch now{};
         for (now.first = cut.deep; advance(now);) {
-            copy(it, cut, now, patch.get());
+            (it.form == 2 ? copy<Means> : it.form == 1 ? copy<Spikes> : copy<Numbers>)(it, cut, now, patch.get());
             if (now.first == 0) set_goals(now);
             make(now);
         }
     }
 };
 
-void convolve(const Convolution& it, const Weights& weights, int threads) {
+void convolve(const Convolution& it, const Weights& weights, char* room, int threads) {
     const Cut cut(it, threads);
-    Packed packed(cut);
+    Packed packed(cut, room);
     std::atomic<i64> next{0};
 #pragma omp parallel num_threads(threads)
     {
@@ -472,9 +516,10 @@ const i64 SUMS = i64(16) << 20;   // bytes of sums
 const i64 NEAR = i64(600) << 10;  // bytes of those that stay in the second cache while several chunks are added up
 const i64 TURNED = i64(2) << 20;  // bytes of transposed gradients of such chunks
 
-// What a thread needs to add up the gradient by the weights of some channels over some images.
-class Adder {
-    const bf16 *const x, *const grad;
+// What a thread needs to add up the gradient by the weights of some channels over some images. P: a pixel of x.
+template <class P> class Adder {
+    const void* const x;
+    const bf16* const grad;
     const Images seen, made;
     const i64 C, K, deep, panels;  // all channels; of those here, times WIDE
     const int stride;
@@ -490,9 +535,9 @@ class Adder {
     Buffer<char> pairs, turned;
 
   public:
-    Adder(const bf16* x, const bf16* grad, Images seen, Images made, i64 C, i64 K, i64 deep, i64 panels, int stride)
+    Adder(const void* x, const bf16* grad, Images seen, Images made, i64 C, i64 K, i64 deep, i64 panels, int stride)
         : x(x), grad(grad), seen(seen), made(made), C(C), K(K), deep(deep), panels(panels), stride(stride),
-          width(made.W + made.W % 2), nothing(WIDE * std::max(deep, panels), 0) {
+          width(made.W + made.W % 2), nothing(std::max(C, K), 0) {
         const i64 places = made.pixels();
         for (int i = 0; i < 9; i++) taps.push_back({i, i / 3 - 1, i % 3 - 1});
         each = places < 96;  // else what an image's last step of 32 places lacks is little
@@ -550,31 +595,31 @@ class Adder {
 
   private:
     i64 size() const { return 2 * panels * steps * TILE; }  // of a chunk's transposed gradient
-    void pair(const bf16* even, const bf16* odd, i64 channels, i64 position) {
+    P pixel(i64 number) const { return pixel_of<P>(x, C, seen.W, number); }
+    void pair(P even, P odd, i64 first, i64 channels, i64 position) {
         char* to = pairs.get() + position * LINE;
         for (i64 c = 0; c < channels; c++, to += 2 * apart * LINE) {
-            const __m512i one = line(even + c * WIDE), two = line(odd + c * WIDE);
+            const __m512i one = even.get(first + c * WIDE), two = odd.get(first + c * WIDE);
             _mm512_store_si512(to, _mm512_unpacklo_epi16(one, two));
             _mm512_store_si512(to + apart * LINE, _mm512_unpackhi_epi16(one, two));
         }
     }
     void take_each(i64 image, i64 count, i64 c, i64 channels) {
-        const bf16* const from = x + image * seen.pixels() * C + c;
-        const i64 behind = count * seen.pixels();
-        const auto at = [&](int32_t pixel) { return pixel < 0 || pixel >= behind ? nothing.data() : from + pixel * C; };
-        for (size_t p = 0; p < source.size(); p += 2) pair(at(source[p]), at(source[p + 1]), channels, i64(p) / 2);
+        const i64 from = image * seen.pixels(), behind = count * seen.pixels();
+        const auto at = [&](int32_t place) { return place < 0 || place >= behind ? none<P>(nothing.data()) : pixel(from + place); };
+        for (size_t p = 0; p < source.size(); p += 2) pair(at(source[p]), at(source[p + 1]), c, channels, i64(p) / 2);
     }
     void take_rows(i64 image, i64 first, i64 c, i64 channels) {
         i64 position = 0;
         for (const Plane& plane : planes)
             for (i64 r = 0; r < plane.rows; r++) {
                 const i64 row = (first + r) * stride + plane.down;
-                const bf16* const from = x + (image * seen.pixels() + row * seen.W) * C + c;
                 const auto at = [&](i64 q) {
                     const i64 column = q * stride + plane.right;
-                    return row < 0 || row >= seen.H || column < 0 || column >= seen.W ? nothing.data() : from + column * C;
+                    const bool inside = row >= 0 && row < seen.H && column >= 0 && column < seen.W;
+                    return inside ? pixel(image * seen.pixels() + row * seen.W + column) : none<P>(nothing.data());
                 };
-                for (i64 q = 0; q < plane.columns; q += 2) pair(at(q), at(q + 1), channels, position++);
+                for (i64 q = 0; q < plane.columns; q += 2) pair(at(q), at(q + 1), c, channels, position++);
             }
     }
     void take_grad(i64 image, i64 count, i64 row, char* to) {
@@ -618,41 +663,60 @@ class Adder {
     }
 };
 
-void by_weight(const bf16* x, const bf16* grad, float* gw, Images seen, Images made, i64 C, i64 K, int stride, int threads) {
-    const i64 deep = C / WIDE, panels = K / WIDE, size = deep * panels * 9 * BLOCK;
-    i64 parts = 1, slices = 1;  // of images, each with its sums; of the channels of x
-    while (parts < 8 && 2 * parts * size <= SUMS && 2 * parts <= seen.N) parts *= 2;
-    while (parts * slices < 2 * threads && deep % (2 * slices) == 0 && (parts * slices < threads || deep / slices > 8)) slices *= 2;
-    const i64 some = deep / slices;
-    const Buffer<char> sums = buffer<char>(parts * size);
+// Of the outputs `first` to `behind` - 1: sums [deep,panels,9] of blocks, in so many parts that lie `size` apart, in the order of channels.
+void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, i64 first, i64 behind, i64 C, float* gw) {
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    for (i64 k = first; k < behind; k++)
+        for (int t = 0; t < 9; t++)
+            for (i64 c = 0; c < deep; c++) {
+                const i64 within = k % WIDE, half = within / 4 % 2, row = within / 8 * 4 + within % 4;
+                const char* from = sums + ((c * panels + k / WIDE) * 9 + t) * BLOCK + half * 2 * TILE + row * LINE;
+                __m512 a = _mm512_load_ps(from), b = _mm512_load_ps(from + TILE);
+                for (i64 part = 1; part < parts; part++) {
+                    from += size;
+                    a += _mm512_load_ps(from), b += _mm512_load_ps(from + TILE);
+                }
+                float* const to = gw + (k * 9 + t) * C + c * WIDE;
+                _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, low, b));
+                _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(a, high, b));
+            }
+}
+
+// How the gradient by the weights is shared.
+struct Shares {
+    const i64 deep, panels, size;  // size: bytes of all sums
+    i64 parts = 1, slices = 1;     // of images, each with its sums; of the channels of x
+    Shares(i64 images, i64 C, i64 K, int threads) : deep(C / WIDE), panels(K / WIDE), size(deep * panels * 9 * BLOCK) {
+        while (parts < 8 && 2 * parts * size <= SUMS && 2 * parts <= images) parts *= 2;
+        while (parts * slices < 2 * threads && deep % (2 * slices) == 0 && (parts * slices < threads || deep / slices > 8)) slices *= 2;
+    }
+    bool own() const { return parts == 1; }  // a thread's sums of a slice are whole, and it needs no more than those of one
+    i64 room(int threads) const { return own() ? threads * (size / slices) : parts * size; }
+};
+
+// sums: room for them
+template <class P>
+void by_weight(const void* x, const bf16* grad, float* gw, char* sums, Images seen, Images made, i64 C, i64 K, int stride, int threads) {
+    const Shares shares(seen.N, C, K, threads);
+    const i64 deep = shares.deep, panels = shares.panels, size = shares.size, parts = shares.parts, slices = shares.slices;
+    const i64 some = deep / slices, slice_size = size / slices;
+    const bool own = shares.own();
 #pragma omp parallel num_threads(threads)
     {
         const Unit unit;
-        Adder adder(x, grad, seen, made, C, K, some, panels, stride);
+        Adder<P> adder(x, grad, seen, made, C, K, some, panels, stride);
+        char* const mine = sums + omp_get_thread_num() * slice_size;
 #pragma omp for schedule(dynamic)
         for (i64 i = 0; i < parts * slices; i++) {
             const i64 part = i / slices, slice = i % slices;
-            adder.run(seen.N * part / parts, seen.N * (part + 1) / parts, slice * some * WIDE,
-                      sums.get() + part * size + slice * some * panels * 9 * BLOCK);
+            char* const to = own ? mine : sums + part * size + slice * slice_size;
+            adder.run(seen.N * part / parts, seen.N * (part + 1) / parts, slice * some * WIDE, to);
+            if (own) in_order(to, 1, 0, some, panels, 0, K, C, gw + slice * some * WIDE);
         }
-        // into the order of channels
-        const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-        const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
 #pragma omp for schedule(static)
-        for (i64 k = 0; k < K; k++)
-            for (int t = 0; t < 9; t++)
-                for (i64 c = 0; c < deep; c++) {
-                    const i64 within = k % WIDE, half = within / 4 % 2, row = within / 8 * 4 + within % 4;
-                    const char* from = sums.get() + ((c * panels + k / WIDE) * 9 + t) * BLOCK + half * 2 * TILE + row * LINE;
-                    __m512 a = _mm512_load_ps(from), b = _mm512_load_ps(from + TILE);
-                    for (i64 part = 1; part < parts; part++) {
-                        from += size;
-                        a += _mm512_load_ps(from), b += _mm512_load_ps(from + TILE);
-                    }
-                    float* const to = gw + (k * 9 + t) * C + c * WIDE;
-                    _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, low, b));
-                    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(a, high, b));
-                }
+        for (i64 panel = 0; panel < (own ? 0 : panels); panel++)
+            in_order(sums, parts, size, deep, panels, panel * WIDE, (panel + 1) * WIDE, C, gw);
     }
 }
 
@@ -666,17 +730,17 @@ int amx_allowed() {
     return syscall(SYS_arch_prctl, request, tile_data) == 0;
 }
 
-// y = x ∗ w. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
+// y = x ∗ w. form, together, apart: see Convolution. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
 // `to` or `from` is one; wide: whether it is float32. plus, if not null, is added: it has `every` images, of which one is added to every so
 // many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made, whichever is
-// greater.
+// greater. room: 18·C·K bytes, at a multiple of 64.
 void amx_forward(
-    const bf16* x, const void* w, bf16* y, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
+    const void* x, int form, i64 together, i64 apart, const void* w, bf16* y, char* room, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
     int wide, int kind, int threads) {
     const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
     std::vector<Tap> nine;
     for (int i = 0; i < 9; i++) nine.push_back({i, i / 3 - 1, i % 3 - 1});
-    Convolution it{x, y, plus, every, kind < 0 ? half : all, kind == 2 ? half : all, C, K, 0, 0, kind == 2 ? 2 : 1, kind < 0 ? 2 : 1, {}};
+    Convolution it{x, form, together, apart, y, plus, every, kind < 0 ? half : all, kind == 2 ? half : all, C, K, 0, 0, kind == 2 ? 2 : 1, kind < 0 ? 2 : 1, {}};
     const Images& grid = kind == 1 ? all : half;
     it.rows = grid.H, it.columns = grid.W;
     if (kind > 0) {
@@ -690,13 +754,17 @@ void amx_forward(
                 for (int j = !right; j < 3; j += 2) some.push_back({3 * i + j, i == 2, j == 2});
             it.phases.push_back({some, down, right});
         }
-    convolve(it, Weights{w, to, from, tap, wide != 0}, threads);
+    convolve(it, Weights{w, to, from, tap, wide != 0}, room, threads);
 }
 
-// gw [K,3,3,C]. H, W: of x.
+// Bytes of room that amx_by_weight needs.
+i64 amx_room(i64 N, i64 C, i64 K, int threads) { return Shares(N, C, K, threads).room(threads); }
+
+// gw [K,3,3,C]. H, W: of x; form: as in Convolution; room: so many bytes, at a multiple of 64.
 void amx_by_weight(
-    const bf16* x, const bf16* grad, float* gw, i64 N, i64 H, i64 W, i64 C, i64 K, int stride, int threads) {
+    const void* x, int form, const bf16* grad, float* gw, char* room, i64 N, i64 H, i64 W, i64 C, i64 K, int stride, int threads) {
     const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
-    by_weight(x, grad, gw, all, stride == 1 ? all : half, C, K, stride, threads);
+    const Images& made = stride == 1 ? all : half;
+    (form == 2 ? by_weight<Means> : form == 1 ? by_weight<Spikes> : by_weight<Numbers>)(x, grad, gw, room, all, made, C, K, stride, threads);
 }
 }

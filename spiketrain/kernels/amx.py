@@ -20,7 +20,10 @@ import functools
 import torch
 from torch import Tensor
 
+from spiketrain import allocator
 from spiketrain.kernels import cpp, taps
+from spiketrain.kernels.forms import Bits, Lazy, dense
+from spiketrain.kernels.pool import Means
 from spiketrain.kernels.taps import numbers, pointers
 
 WIDE = 32
@@ -36,6 +39,7 @@ def _library() -> ctypes.CDLL | None:
         library = cpp.load("amx", {}, contract=True)
     except cpp.FAILURES:
         return None
+    library.amx_room.restype = ctypes.c_int64
     return library if library.amx_allowed() else None
 
 
@@ -48,6 +52,11 @@ input_pays = weight_pays = forward_pays
 """The same of the gradient by x, which has so many channels, of y's gradient; and of that by the weights of a convolution of x."""
 
 
+def reads_bits(x: Tensor) -> bool:
+    """Whether spikes `[...,C,H,W]` like x, and means of them, can come as bits."""
+    return x.dtype is torch.bfloat16 and x.shape[-3] % WIDE == 0 and _library() is not None
+
+
 def _ready() -> ctypes.CDLL:
     library = _library()
     assert library is not None
@@ -58,16 +67,32 @@ def _known(weight: Tensor) -> Tensor:
     return weight if weight.dtype is torch.float32 else weight.to(torch.bfloat16)
 
 
-def _fill(x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int, plus: Tensor | None = None) -> None:
+def _given(x: Tensor) -> tuple[Tensor, int]:
+    """What there is of x, and its form as `amx.cpp` has it."""
+    form = x.form if isinstance(x, Lazy) else None
+    if isinstance(form, Bits):
+        return form.bits, 1
+    return (form.bits, 2) if isinstance(form, Means) and form.factor == 2 else (dense(x), 0)
+
+
+def _fill(
+    x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int, plus: Tensor | None = None,
+    lie: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
+    """lie: where so many images of x lie one behind the other, and the next so many images from their first."""
     more = ctypes.c_void_p(None if plus is None else plus.data_ptr()), *numbers(1 if plus is None else len(plus))
     sizes = numbers(*taps.sizes(x, y, kind), *steps)
     wide = int(weight.dtype is torch.float32)
-    _ready().amx_forward(*pointers(x, weight, y), *sizes, *more, wide, kind, torch.get_num_threads())
+    given, form = _given(x)
+    room = allocator.empty((18 * x.shape[1] * y.shape[1],), torch.uint8)
+    lie = lie or (len(x), len(x))
+    where = *pointers(given), form, *numbers(*lie), *pointers(weight, y, room)
+    _ready().amx_forward(*where, *sizes, *more, wide, kind, torch.get_num_threads())
 
 
 def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1, plus: Tensor | None = None) -> Tensor:
-    """`taps.forward`. weight: bfloat16, or float32 to be rounded to it; out: where it is to be; plus: what is added, of y's dtype and
-    layout, to each so many images as it has.
+    """`taps.forward` of an x that may be of bits. weight: bfloat16, or float32 to be rounded to it; out: where it is to be; plus: what
+    is added, of y's dtype and layout, to each so many images as it has.
 
     An image's values are the same whatever others are in x.
     """
@@ -75,13 +100,24 @@ def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 
 
 
 def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: int = 1) -> Tensor:
-    """`taps.by_input`. weight: as in `forward`."""
-    return taps.by_input(_fill, grad, _known(weight), like, stride)
+    """`taps.by_input`. weight: as in `forward`. grad may have an axis more in front, along which it need not be dense."""
+    if grad.dim() == 4:
+        return taps.by_input(_fill, grad, _known(weight), like, stride)
+    lie = grad.shape[1], grad.stride(0) // grad.stride(1) if len(grad) > 1 else grad.shape[1]
+    fill = functools.partial(_fill, lie=lie)
+    # as many images, as if they lay one behind the other: of these `fill` is told nothing but the first one's place
+    images = grad.as_strided((len(grad) * grad.shape[1], *grad.shape[2:]), grad.stride()[1:])
+    return taps.by_input(fill, images, _known(weight), like, stride)
 
 
 def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
-    """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last: the same whatever the number of threads."""
-    found = torch.empty((grad.shape[1], x.shape[1], 3, 3), memory_format=taps.LAST)
+    """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last: the same whatever the number of threads, and whether
+    x is of bits.
+    """
+    found = allocator.empty((grad.shape[1], x.shape[1], 3, 3), torch.float32, taps.LAST)
     n, c, h, w = x.shape
-    _ready().amx_by_weight(*pointers(x, grad, found), *numbers(n, h, w, c, grad.shape[1]), stride, torch.get_num_threads())
+    k, threads = grad.shape[1], torch.get_num_threads()
+    given, form = _given(x)
+    room = allocator.empty((_ready().amx_room(*numbers(n, c, k), threads),), torch.uint8)
+    _ready().amx_by_weight(*pointers(given), form, *pointers(grad, found, room), *numbers(n, h, w, c, k), stride, threads)
     return found

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spiketrain.kernels import amx, products, taps, winograd
+from spiketrain.kernels.forms import Bits, Lazy, dense, in_parts
+from spiketrain.kernels.pool import Means
 
 LAST = torch.channels_last
 PART = 16 << 20
@@ -56,6 +58,12 @@ def _weight_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     return None
 
 
+def reads_bits(x: Tensor) -> bool:
+    """Whether the 3×3 convolutions here take spikes `[...,C,H,W]` of x's dtype and device as `forms.Bits`, and are so faster."""
+    plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+    return plain and amx.reads_bits(x)
+
+
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether any part of the work of a convolution, forward or backward, is faster here than by torch."""
     if not _ours(x, weight, stride, padding):
@@ -70,7 +78,7 @@ def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1, plus: 
     """
     if _ours(x, weight, stride, padding) and amx.forward_pays(x, len(weight), stride):
         return amx.forward(x, weight, None, stride, None if plus is None else plus.to(x.dtype).contiguous(memory_format=LAST))
-    y = _forward(x, weight.to(x.dtype), stride, padding)
+    y = _forward(dense(x), weight.to(x.dtype), stride, padding)
     if plus is not None:
         y.unflatten(0, (-1, len(plus))).add_(plus)
     return y
@@ -83,12 +91,16 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
 
 
-def forward_of(images: Callable[[int, int], Tensor], like: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
-    """`forward` of an x that is not there, but images(first, last) makes those of its images; the same values.
+def forward_of(bits: Bits | Means, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
+    """`forward` of spikes, or means, that are bits; the same values.
 
-    like: of x's shape, dtype and layout, without memory. Where the way of the convolution takes images one by one, so are they made,
-    at multiples of eight: then there is never more than a part of x.
+    Where the way of the convolution takes images one by one, spikes are made so, at multiples of eight: then there is never more than a
+    part of them.
     """
+    lazy = Lazy(bits)
+    if isinstance(bits, Means) or (_ours(lazy, weight, stride, padding) and amx.forward_pays(lazy, len(weight), stride)):
+        return forward(lazy, weight, stride, padding)
+    like, images = bits.like, bits.images
     n = len(like)
     size = max(8, PART // max(1, like[:1].numel() * like.element_size()) // 8 * 8)
     part = images(0, min(size, n))
@@ -106,6 +118,8 @@ def forward_of(images: Callable[[int, int], Tensor], like: Tensor, weight: Tenso
 
 def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """The gradient of `forward` by weight (which may come out in float32). grad and x are of one dtype."""
+    if not (_ours(x, weight, stride, padding) and amx.weight_pays(x, len(weight), stride)):
+        x = dense(x)
     if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight), stride)):
         return way(grad.contiguous(memory_format=LAST), x)
     if _thin(x, weight, stride, padding):
@@ -113,8 +127,19 @@ def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding:
     return _torchs(grad, x, weight.to(x.dtype), stride, padding, 1)
 
 
+def input_in_parts(grad: Tensor, like: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether the gradient by x is made as fast some images at a time, and so large that it should be."""
+    fits = in_parts(like) and like.is_contiguous(memory_format=LAST) and _ours(grad, weight, stride, padding)
+    return fits and amx.input_pays(grad, like.shape[1], stride)
+
+
 def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
-    """The gradient of `forward` by x. like: of x's shape, dtype and layout, on whatever device: its values are not read."""
+    """The gradient of `forward` by x. like: of x's shape, dtype and layout, on whatever device: its values are not read.
+
+    grad may have an axis more in front, along which it is not dense, where `input_in_parts` says so.
+    """
+    if grad.dim() == 5:
+        return amx.by_input(grad, weight, like, stride)
     last = like.is_contiguous(memory_format=LAST)
     if last:
         grad = grad.contiguous(memory_format=LAST)

@@ -110,6 +110,11 @@ def _bits(flags: Any) -> int:
     return sum(bool(flag) << i for i, flag in enumerate(flags))
 
 
+def packs(x: Tensor) -> bool:
+    """`forward` gives no bits."""
+    return False
+
+
 def moments(x: Tensor, per_step: bool, rule: Rule | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel of x `[T,P,C,Q]`, each `[S,C]` in A; S = T where `per_step`, else 1 (rule: unused)."""
     distinct = x[:1] if _is_constant(x) else x

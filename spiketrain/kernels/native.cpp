@@ -471,13 +471,25 @@ template <bool FULL, bool LINE> struct Layer : Reach<FULL> {
     INLINE Pair potential(i64 t, Pair v) { return decay * v + gain * current(t); }
 };
 
-template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last, const Shape& s, int threads) {
+// Which lanes of a block are set, from the lowest bit on.
+INLINE uint32_t lanes(Two<Mask> set) {
+#ifdef __AVX512DQ__
+    if constexpr (L == 16) return _mm512_movepi32_mask((__m512i)set.lo) | uint32_t(_mm512_movepi32_mask((__m512i)set.hi)) << 16;
+#endif
+    uint32_t found = 0;
+    for (int i = 0; i < L; i++) found |= uint32_t(set.lo[i] & 1) << i | uint32_t(set.hi[i] & 1) << (L + i);
+    return found;
+}
+
+// bits: where spikes are wanted as bits, in the order of memory; there are blocks of 32 elements only. Else null.
+template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, uint32_t* bits, A* v_last, const Shape& s, int threads) {
     const Groups groups(s);
     in_parallel(groups.units(), threads, [&](int, i64 begin, i64 end) {
         ELEMENT* const out = spikes;
+        uint32_t* const words = bits;
         A* const last = v_last;
         const i64 T = s.T;
-        const bool past = out != a.x && s.past(out);
+        const bool past = out && out != a.x && s.past(out);
         through(groups, begin, end, [=, &a, &s](const Group& group, auto full) {
             Layer<full.value, LINE> b(s, a, group);
             for (i64 block = 0; block < group.blocks; block++) {
@@ -486,7 +498,10 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last
                 for (i64 t = 0; t < T; t++) {
                     const Pair u = b.potential(t, v);
                     const Two<Mask> fired = both(fires, u, b.threshold);
-                    b.put(choose(fired, twice(all(1)), Pair{}), out + t * b.step, past);
+                    if (words)
+                        words[(t * b.step + b.at) / 32] = lanes(fired);
+                    else
+                        b.put(choose(fired, twice(all(1)), Pair{}), out + t * b.step, past);
                     v = both(after, u, fired, b.threshold);
                 }
                 if (last) b.put(v, last);
@@ -498,12 +513,21 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, A* v_last
 
 struct Back {
     const ELEMENT* grad_s;
+    i64 grad_step;             // elements from one step of it to the next
+    i64 width, factor;         // where it is by means of factor × factor spikes, of images so wide (channels last); else 0
     const A *grad_v, *mean;    // grad_v: by the last potential, or null; mean: [S,C], for norm_sums
-    const A* line[3];               // gx = line[0]·gy + line[1]·x + line[2], [S,C]; null: gx = gy
-    ELEMENT* gx;                    // null: sums only; with norm_sums gy, for through_norm; it may be x, of which it takes the place
+    const A* line[3];          // gx = line[0]·gy + line[1]·x + line[2], [S,C]; null: gx = gy
+    ELEMENT* gx;               // null: sums only; with norm_sums gy, for through_norm; it may be x, of which it takes the place
+    i64 gx_step;               // elements from one step of it to the next; where x is the same at every step there is one only
     A* gv;                     // by the first potential, or null
     double* coefficient_sums;  // [4,C] for decay, gain, threshold, alpha, or null
     double* norm_sums;         // [S,2,C]: Σgy and Σgy·(x − mean), or null
+
+    // From the place of an element in a step to that of its mean, as images have whole windows.
+    i64 to_mean(i64 at, i64 channels) const {
+        const i64 pixel = at / channels, row = pixel / width, column = pixel % width;
+        return (row / factor * (width / factor) + column / factor - pixel) * channels;
+    }
 };
 
 struct Line {  // through a norm: scale·gy + slope·x + shift
@@ -523,6 +547,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
     const bool constant, past;
     Sums sums;
     std::vector<Pair> potentials;
+    i64 mean = 0;  // from an element of this row to its mean, where there are any
 
   public:
     Backward(const Shape& s, const Arguments& a, const Back& to)
@@ -537,6 +562,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
             for (i64 block = 0; block < group.blocks; block++) {
                 b.enter(block == 0);
                 if (block == 0 || b.lined) statistics(b, 0, found);
+                if (to.width && (block == 0 || b.channel == 0)) mean = to.to_mean(b.at, s.C);
                 one(b, found);
             }
         });
@@ -557,6 +583,8 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
         const Back to = this->to;
         Pair* const us = potentials.data();
         const Slope slope(b.alpha);
+        const ELEMENT* const grad_s = to.grad_s + mean;
+        const Pair share = twice(all(to.width ? A(1) / A(to.factor * to.factor) : A(1)));
         Pair v = b.rest(), lam = to.grad_v ? b.get(to.grad_v) : Pair{}, whole{}, bias{}, weight{};
         for (i64 t = 0; t < T; t++) {  // the potentials again
             const Pair u = us[t] = b.potential(t, v);
@@ -565,7 +593,8 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
         for (i64 t = T - 1; t >= 0; t--) {
             const Pair u = us[t], x = u - b.threshold;
             const Two<Mask> fired = both(fires, u, b.threshold);
-            Pair e = b.get(to.grad_s + t * b.step);
+            Pair e = b.get(grad_s + t * to.grad_step);
+            if (to.width) e = e * share;
             if (!DETACH) e = e - (HARD ? lam * u : lam * b.threshold);
             const Pair h = e * slope(x), gu = (HARD ? choose(fired, Pair{}, lam) : lam) + h, gy = b.gain * gu;
             if (COEFFICIENTS) learn(b, t, gu, e, h, x, lam, fired);
@@ -579,9 +608,11 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
                 } else {
                     bias = bias + gy, weight = weight + apart;
                 }
-                if (to.gx) b.put(gy, to.gx + t * b.step, past);
+                if (constant) whole = whole + gy;
+                if (to.gx && !constant) b.put(gy, to.gx + t * to.gx_step, past);
+                if (to.gx && constant && t == 0) b.put(whole, to.gx);
             } else if (!constant) {
-                b.put(LINE ? found.line(rounded(gy), b.input(t)) : gy, to.gx + t * b.step, past);  // rounded as what waits in gx is
+                b.put(LINE ? found.line(rounded(gy), b.input(t)) : gy, to.gx + t * to.gx_step, past);  // rounded as what waits in gx is
             } else {
                 whole = whole + (LINE && b.per_step ? found.line.scale * gy : gy);
                 if (t > 0) continue;
@@ -659,8 +690,9 @@ void spike_moments(const ELEMENT* x, const A* origin, double* out, int per_step,
     for (i64 t = 0; t < T; t++) moments(x, origin, out + t * 2 * C, t, t + 1, s, threads);
 }
 
-void spike_forward(const Arguments* a, ELEMENT* spikes, A* v_last, i64 T, i64 P, i64 C, i64 Q, int threads) {
-    (a->scale ? forward<true> : forward<false>)(*a, spikes, v_last, Shape{T, P, C, Q}, threads);
+// spikes or bits is null
+void spike_forward(const Arguments* a, ELEMENT* spikes, uint32_t* bits, A* v_last, i64 T, i64 P, i64 C, i64 Q, int threads) {
+    (a->scale ? forward<true> : forward<false>)(*a, spikes, bits, v_last, Shape{T, P, C, Q}, threads);
 }
 
 void spike_backward(const Arguments* a, const Back* to, i64 T, i64 P, i64 C, i64 Q, int threads) {

@@ -4,25 +4,31 @@ The number of steps and all sizes are arguments: no other length of a sequence o
 """
 
 import ctypes
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spiketrain import allocator
 from spiketrain.functional import SURROGATES, Rule, Total, widen
 from spiketrain.kernels import cpp
 from spiketrain.kernels.cpp import ELEMENTS
+from spiketrain.kernels.forms import Pieces
 
 BLOCK = 32
-"""Elements of a block in `native.cpp`."""
+"""Elements of a block in `native.cpp` (of float64 16)."""
 
 OVER = True
 """Spikes can take the place of currents in memory, and gradients by currents too (`over` of `forward` and `backward`)."""
 
 Affine = tuple[Tensor, Tensor]
 """scale and shift, or mean and rstd, `[S,C]`."""
+Pooled = tuple[int, int]
+"""Width of images of spikes, and the factor by which means make them smaller; (0, 0) where there are no means."""
 
 
 @functools.cache
@@ -56,16 +62,16 @@ class _Arguments(ctypes.Structure):
 
 class _Back(ctypes.Structure):
     _fields_ = (
-        ("grad_s", ctypes.c_void_p), ("grad_v", ctypes.c_void_p), ("mean", ctypes.c_void_p),
-        ("line", ctypes.c_void_p * 3), ("gx", ctypes.c_void_p), ("gv", ctypes.c_void_p), ("coefficient_sums", ctypes.c_void_p),
-        ("norm_sums", ctypes.c_void_p),
+        ("grad_s", ctypes.c_void_p), ("grad_step", ctypes.c_int64), ("width", ctypes.c_int64), ("factor", ctypes.c_int64),
+        ("grad_v", ctypes.c_void_p), ("mean", ctypes.c_void_p), ("line", ctypes.c_void_p * 3), ("gx", ctypes.c_void_p),
+        ("gx_step", ctypes.c_int64), ("gv", ctypes.c_void_p), ("coefficient_sums", ctypes.c_void_p), ("norm_sums", ctypes.c_void_p),
     )  # fmt: skip
 
 
 class _Rows:
     """A narrow layer `[T,P,C,1]` with several rows of channels taken as one, so that they fill the vectors of `native.cpp`."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor | Pieces) -> None:
         _, p, c, q = x.shape
         rows = BLOCK // math.gcd(c, BLOCK) if q == 1 else 1
         self.rows = rows if p % rows == 0 else 1
@@ -74,6 +80,10 @@ class _Rows:
     def of(self, x: Tensor) -> Tensor:
         """A sequence `[T,P,C,Q]` so."""
         return x[:1].view(1, *self.shape).expand(len(x), *self.shape) if len(x) > 1 and x.stride(0) == 0 else x.view(-1, *self.shape)
+
+    def sizes(self, x: Tensor) -> list[Any]:
+        """T, P, C, Q and the number of threads as a pass takes them."""
+        return [*map(ctypes.c_int64, (len(x), *self.shape)), torch.get_num_threads()]
 
     def spread(self, c: Tensor) -> Tensor:
         """Values a channel `[...,C]`; one value for all stays one."""
@@ -91,19 +101,11 @@ class _Given:
         self.kept = [rows.spread(c) for c in (*(affine or ()), *coefficients)]
         scale, shift = self.kept[:2] if affine else (None, None)
         four = self.kept[-4:]
-        self.sizes = [*map(ctypes.c_int64, (len(x), *rows.shape)), torch.get_num_threads()]
+        self.sizes = rows.sizes(x)
         self.arguments = _Arguments(
             x.data_ptr(), x.stride(0) if len(x) > 1 else 0, _at(v), _at(scale), _at(shift), 1 if scale is None else len(scale),
             (ctypes.c_void_p * 4)(*map(_at, four)), (ctypes.c_int64 * 4)(*(c.numel() for c in four)),
         )  # fmt: skip
-
-
-def _back(
-    grad_s: Tensor, grad_v: Tensor | None, mean: Tensor | None, line: tuple[Tensor, ...], gx: Tensor | None, gv: Tensor | None,
-    learned: Tensor | None, norms: Tensor | None,
-) -> _Back:  # fmt: skip
-    lines = (ctypes.c_void_p * 3)(*map(_at, line or (None,) * 3))
-    return _Back(_at(grad_s), _at(grad_v), _at(mean), lines, _at(gx), _at(gv), _at(learned), _at(norms))
 
 
 def _at(x: Tensor | None) -> int | None:
@@ -133,70 +135,145 @@ def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
     return mean, ((squares / n - (far / n).square()).clamp(min=0) + (means - mean).square()).mean(0)
 
 
+def packs(x: Tensor) -> bool:
+    """Whether `forward` can give the spikes of such an x `[T,P,C,Q]` as bits."""
+    return x.dtype is not torch.float64 and x.shape[2] % BLOCK == 0 and x.shape[3] == 1
+
+
 def forward(
-    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True, over: bool = False
-) -> tuple[Tensor, Tensor | None]:
+    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True,
+    over: bool = False, packed: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Spikes `[T,P,C,Q]` in x's dtype and, to `keep`, the last potential `[P,C,Q]`, of y = scale·x + shift, or y = x.
 
     x may have a stride of 0 along time. affine: scale and shift `[S,C]`; coefficients: decay, gain, threshold, alpha, `[1]` or `[C]`.
-    over: spikes take the place of x, which is not the same at every step.
+    over: spikes take the place of x, which is not the same at every step; packed: they come as bits (see `pack`), where `packs` says so.
     """
     rows = _Rows(x)
-    spikes = x if over else x.new_empty(x.shape)
+    spikes = allocator.empty((x.numel() // 8,), torch.uint8) if packed else x if over else allocator.empty(x.shape, x.dtype)
     last = x.new_empty(x.shape[1:], dtype=coefficients[0].dtype) if keep else None
     given = _Given(rows, x, v, affine, coefficients)
-    library(rule, x.dtype).spike_forward(ctypes.byref(given.arguments), _p(spikes), _p(last), *given.sizes)
+    where = (None, spikes) if packed else (spikes, None)
+    library(rule, x.dtype).spike_forward(ctypes.byref(given.arguments), *map(_p, where), _p(last), *given.sizes)
     return spikes, last
 
 
 def backward(
-    x: Tensor, v: Tensor | None, grad_s: Tensor, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
+    x: Tensor | Pieces, v: Tensor | None, grad_s: Tensor | Pieces, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
     coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
-    weight: Tensor | None = None, over: bool = False, more: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
+    weight: Tensor | None = None, over: bool = False, more: Tensor | None = None, pooled: Pooled = (0, 0),
+) -> tuple[Tensor | Pieces, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
     """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias (`[S,C]`, to be added up), and
     the coefficients `[C]`.
 
     stats: mean and rstd `[S,C]` where the affine is a norm by the statistics of x, `count` numbers behind each (0: those that
     are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own. Between
     the pass for the norm's sums and the one that uses them the gradient by y waits in gx, rounded to x's dtype, as where norm and neuron
-    are two layers; where x is the same at every step, or the gradient by x is to take its place (over), it is computed twice instead.
-    more: a gradient of gx's shape that is added to it.
+    are two layers; where the gradient by x is to take its place (over), it is computed twice instead.
+    more: a gradient of gx's shape that is added to it. pooled: where grad_s is by means of spikes, and has fewer places P.
+    An x in pieces (with a norm) is made for each pass, and so is, piece by piece, what is returned as its gradient.
     """
-    rows = _Rows(x)
-    given = _Given(rows, x, v, affine, coefficients)
-    run = library(rule, x.dtype).spike_backward
-    constant = len(x) > 1 and x.stride(0) == 0
-    twice = constant or over
-    gx = x if over else x.new_empty((1, *x.shape[1:]) if constant else x.shape)
+    scan = _Backward(x, v, grad_s, grad_v, affine, coefficients, rule, pooled)
+    pieces = isinstance(x, Pieces) and not scan.constant
+    twice = over or pieces or (scan.constant and affine is not None and len(affine[0]) > 1)
+    gx = x if over and isinstance(x, Tensor) else None
+    if gx is None and not pieces:
+        gx = allocator.empty((1 if scan.constant else x.shape[0], *x.shape[1:]), x.dtype)
     gv = None if v is None else torch.empty_like(v)
-    learned = torch.empty(4, rows.shape[1], dtype=torch.float64) if any(needs) else None
+    learned = torch.zeros(4, scan.rows.shape[1], dtype=torch.float64) if any(needs) else None
     line: tuple[Tensor, ...] = ()
     by_weight: Tensor | None = None
     by_bias: Tensor | None = None
     if stats is not None and affine is not None:
-        norms = torch.empty(len(affine[0]), 2, rows.shape[1], dtype=torch.float64)
-        mean = rows.spread(stats[0].expand_as(affine[0]))
-        first = _back(grad_s, grad_v, mean, (), None if twice else gx, None if twice else gv, learned, norms)
-        run(ctypes.byref(given.arguments), ctypes.byref(first), *given.sizes)
-        sums = rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
+        norms = torch.zeros(len(affine[0]), 2, scan.rows.shape[1], dtype=torch.float64)
+        mean = scan.rows.spread(stats[0].expand_as(affine[0]))
+        scan.run(None if twice else gx, None if twice else gv, learned, mean=mean, norms=norms)
+        sums = scan.rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
         ours = torch.stack([sums[:, 0], sums[:, 1] * stats[1]])
         by_bias, by_weight = ours
         shared = ours if weight is None else (ours * weight).sum(1, keepdim=True)
-        means = (shared if total is None else total(shared)) / (count or x[: 1 if constant else None].numel() / x.shape[2] / len(stats[0]))
+        numbers = math.prod(x.shape[1 if scan.constant else 0 :]) / x.shape[2] / len(stats[0])
+        means = (shared if total is None else total(shared)) / (count or numbers)
         slope, shift = _through_norm(means[0], means[1], affine[0] if weight is None else stats[1], stats)
-        line = tuple(rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
-    if line and not twice:
-        steps = ctypes.c_int64(len(line[0]))
-        library(rule, x.dtype).spike_through_norm(_p(x), _p(gx), _p(more), *map(_p, line), steps, *given.sizes)
-    else:
-        second = _back(grad_s, grad_v, None, line, gx, gv, None if line else learned, None)
-        run(ctypes.byref(given.arguments), ctypes.byref(second), *given.sizes)
+        line = tuple(scan.rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
+    if gx is not None and line and not twice:
+        scan.through_norm(gx, more, line)
+    elif gx is not None:
+        scan.run(gx, gv, None if line else learned, line)
         if more is not None:
             gx.add_(more)
-    found: Sequence[Tensor | None] = [None] * 4 if learned is None else rows.split(learned).sum(0).unbind()
+    found: Sequence[Tensor | None] = [None] * 4 if learned is None else scan.rows.split(learned).sum(0).unbind()
     by_coefficient = [g if need else None for g, need in zip(found, needs, strict=True)]
-    return gx, gv, by_weight, by_bias, by_coefficient
+    return scan.pieces(line) if gx is None else gx, gv, by_weight, by_bias, by_coefficient
+
+
+class _Backward:
+    """What the passes of `backward` read, a piece after the other where there are any."""
+
+    def __init__(
+        self, x: Tensor | Pieces, v: Tensor | None, grad_s: Tensor | Pieces, grad_v: Tensor | None, affine: Affine | None,
+        coefficients: tuple[Tensor, ...], rule: Rule, pooled: Pooled,
+    ) -> None:  # fmt: skip
+        self.x, self.v, self.grad_s, self.grad_v, self.affine, self.coefficients = x, v, grad_s, grad_v, affine, coefficients
+        self.rule, self.pooled, self.rows = rule, pooled, _Rows(x)
+        self.constant = x.constant if isinstance(x, Pieces) else len(x) > 1 and x.stride(0) == 0
+        cut = [part for part in (x, grad_s) if isinstance(part, Pieces)]
+        self.images = cut[0].images if cut else 1
+        self.some = min((part.some for part in cut), default=1)
+        self.cuts = [(first, min(first + self.some, self.images)) for first in range(0, self.images, self.some)]
+
+    def run(
+        self, gx: Tensor | None, gv: Tensor | None, learned: Tensor | None, line: tuple[Tensor, ...] = (), mean: Tensor | None = None,
+        norms: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """One pass: fills gx and gv where they are wanted, and adds to the sums."""
+        for cut in self.cuts:
+            x = _some(self.x, *cut, self.images)
+            self._one(x, cut, _some(gx, *cut, self.images), _some(gv, *cut, self.images, 0), learned, line, mean, norms)
+
+    def through_norm(self, gx: Tensor, more: Tensor | None, line: tuple[Tensor, ...]) -> None:
+        """gx, which holds gy, becomes the gradient by x."""
+        run, steps = library(self.rule, self.x.dtype).spike_through_norm, ctypes.c_int64(len(line[0]))
+        for cut in self.cuts if isinstance(self.x, Pieces) else [(0, self.images)]:
+            x, there, added = (_some(part, *cut, self.images) for part in (self.x, gx, more))
+            run(_p(x), _p(there), _p(added), *map(_p, line), steps, *_Rows(there).sizes(there))
+
+    def pieces(self, line: tuple[Tensor, ...]) -> Pieces:
+        """The gradient by x, made as x is, in the place of that."""
+
+        def make(first: int, last: int) -> Tensor:
+            x: Tensor = _some(self.x, first, last, self.images)
+            self._one(x, (first, last), x, None, None, line, None, None)
+            return x
+
+        assert isinstance(self.x, Pieces)
+        return dataclasses.replace(self.x, make=make, some=self.some)
+
+    def _one(
+        self, x: Tensor, cut: tuple[int, int], gx: Tensor | None, gv: Tensor | None, learned: Tensor | None, line: tuple[Tensor, ...],
+        mean: Tensor | None, norms: Tensor | None,
+    ) -> None:  # fmt: skip
+        grad_s, grad_v = _some(self.grad_s, *cut, self.images), _some(self.grad_v, *cut, self.images, 0)
+        given = _Given(_Rows(x), x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
+        sums = [None if total is None else torch.empty_like(total) for total in (learned, norms)]
+        back = _Back(
+            _at(grad_s), grad_s.stride(0), *self.pooled, _at(grad_v), _at(mean), (ctypes.c_void_p * 3)(*map(_at, line or (None,) * 3)),
+            _at(gx), 0 if gx is None else gx.stride(0), _at(gv), *map(_at, sums),
+        )  # fmt: skip
+        library(self.rule, x.dtype).spike_backward(ctypes.byref(given.arguments), ctypes.byref(back), *given.sizes)
+        for total, found in zip((learned, norms), sums, strict=True):
+            if total is not None and found is not None:
+                total.add_(found)
+
+
+def _some(x: Tensor | Pieces | None, first: int, last: int, images: int, axis: int = 1) -> Any:
+    """Those places along the axis which belong to some of so many images."""
+    if x is None or (isinstance(x, Tensor) and images == 1):
+        return x
+    if isinstance(x, Pieces):
+        return x.make(first, last)
+    each = x.shape[axis] // images
+    return x.narrow(axis, first * each, (last - first) * each)
 
 
 def _through_norm(by_bias: Tensor, by_weight: Tensor, scale: Tensor, stats: Affine) -> tuple[Tensor, ...]:
@@ -208,7 +285,7 @@ def _through_norm(by_bias: Tensor, by_weight: Tensor, scale: Tensor, stats: Affi
 
 def pack(spikes: Tensor, rule: Rule) -> Tensor:
     """Dense spikes as bits, uint8 `[⌈N/8⌉]`: bit i of byte j is the spike 8j + i in the order of memory."""
-    bits = torch.empty(-(-spikes.numel() // 8), dtype=torch.uint8)
+    bits = allocator.empty((-(-spikes.numel() // 8),), torch.uint8)
     library(rule, spikes.dtype).spike_pack(_p(spikes), _p(bits), ctypes.c_int64(spikes.numel()), torch.get_num_threads())
     return bits
 

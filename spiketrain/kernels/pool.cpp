@@ -1,4 +1,4 @@
-// Max-pooling of currents, p×p pixels without overlap and P channels, channels last: see spiketrain/kernels/pool.py.
+// Max-pooling of currents, p×p pixels without overlap and P channels, channels last, and means of spikes: see spiketrain/kernels/pool.py.
 //
 // x is [N,H,W,P,C] in memory, out and which are [N,⌊H/p⌋,⌊W/p⌋,C]. which: the first of a window's P·p² values that is its maximum, counted
 // piece by piece and row by row. As torch has it, a NaN is larger than any number. ELEMENT is a macro: bf16, float or double.
@@ -20,6 +20,14 @@ inline float wide(bf16 x) {
 }
 inline float wide(float x) { return x; }
 inline double wide(double x) { return x; }
+
+inline void set(float x, float* to) { *to = x; }
+inline void set(float x, double* to) { *to = x; }
+inline void set(float x, bf16* to) {  // which has all its digits
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof(word));
+    *to = uint16_t(word >> 16);
+}
 
 struct Sizes {
     i64 N, H, W, C, p, P;
@@ -80,5 +88,24 @@ void pool_backward(const ELEMENT* grad, const uint8_t* which, ELEMENT* gx, i64 N
         }
         if (row % (H / p) == H / p - 1) std::memset(gx + s.in(row, 0) + p * W * s.wide(), 0, below * sizeof(ELEMENT));
     }
+}
+
+// The means of spikes, which are bits: bit i of word j is the spike 32j + i in the order of memory; C is a multiple of 32, P is 1.
+void pool_spikes(const uint32_t* bits, ELEMENT* out, i64 N, i64 H, i64 W, i64 C, i64 p, i64 P, int threads) {
+    const Sizes s{N, H, W, C, p, P};
+    const float share = 1 / float(p * p);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 16)
+    for (i64 row = 0; row < s.rows(); row++)
+        for (i64 at = 0; at < s.columns() * C; at += 32) {
+            int32_t count[32] = {};
+            for (i64 k = 0; k < p * p; k++) {
+                const uint32_t word = bits[(s.in(row, k) + at / C * p * C + at % C) / 32];
+#pragma omp simd
+                for (int i = 0; i < 32; i++) count[i] += (word >> i) & 1;
+            }
+            ELEMENT* const to = out + s.out(row) + at;
+#pragma omp simd
+            for (int i = 0; i < 32; i++) set(float(count[i]) * share, to + i);
+        }
 }
 }

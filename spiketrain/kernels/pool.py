@@ -1,16 +1,19 @@
 """Pooling without overlap that keeps for its gradient what it needs, where torch keeps its input: a byte a window for the maximum (on the
-processor, `pool.cpp`), nothing for the mean.
+processor, `pool.cpp`), nothing for the mean. Spikes that are bits are pooled as such, and their gradient is left as that of the mean.
 """
 
 import ctypes
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spiketrain import allocator
 from spiketrain.kernels import cpp
+from spiketrain.kernels.forms import Bits, Lazy, Spread, dense, without_memory
 
 MOST = 256
 """Most values in a window: which of them is the maximum is kept as a byte."""
@@ -35,8 +38,8 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: int, pieces: int) -> Tensor:
         n, c, h, w = x.shape
-        out = torch.empty((n, c // pieces, h // factor, w // factor), dtype=x.dtype, memory_format=torch.channels_last)
-        which = torch.empty_like(out, dtype=torch.uint8)
+        out = allocator.empty((n, c // pieces, h // factor, w // factor), x.dtype, torch.channels_last)
+        which = allocator.empty(tuple(out.shape), torch.uint8, torch.channels_last)
         _call("pool_forward", (x, out, which), x, factor, pieces)
         ctx.save_for_backward(which)
         ctx.like, ctx.window = torch.empty_like(x, device="meta"), (factor, pieces)
@@ -46,7 +49,7 @@ class _MaxPool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (which,) = ctx.saved_tensors
-        gx = torch.empty_like(ctx.like, device="cpu")
+        gx = allocator.empty(tuple(ctx.like.shape), ctx.like.dtype, torch.channels_last)
         grad = grads[0].to(gx.dtype).contiguous(memory_format=torch.channels_last)
         _call("pool_backward", (grad, which, gx), gx, *ctx.window)
         return gx, None, None
@@ -67,21 +70,60 @@ def max_pool(x: Tensor, factor: int, pieces: int = 1) -> Tensor:
     return y.unflatten(1, (pieces, -1)).max(1).values if pieces > 1 else y
 
 
+@dataclass(frozen=True)
+class Means:
+    """Means over factor × factor spikes as a form (`forms.Form`): the spikes, as `forms.Bits` has them. like: of the means `[N,C,H,W]`."""
+
+    bits: Tensor
+    like: Tensor
+    factor: int
+
+    def dense(self) -> Tensor:
+        n, c, h, w = self.like.shape
+        out = allocator.empty((n, c, h, w), self.like.dtype, torch.channels_last)
+        sizes = map(ctypes.c_int64, (n, h * self.factor, w * self.factor, c, self.factor, 1))
+        pointers = (ctypes.c_void_p(t.data_ptr()) for t in (self.bits, out))
+        _library(self.like.dtype).pool_spikes(*pointers, *sizes, torch.get_num_threads())  # type: ignore[union-attr]
+        return out
+
+    def part(self, steps: int, first: int, last: int) -> "Means":
+        """Those of the images from `first` to `last` − 1 of a batch, of each of so many steps."""
+        some = self.bits.view(steps, len(self.like) // steps, -1)[:, first:last].reshape(-1)
+        return Means(some, self.like[: steps * (last - first)], self.factor)
+
+
 class _AvgPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: int) -> Tensor:
-        ctx.sides, ctx.factor = x.shape[2:], factor
-        return F.avg_pool2d(x, factor)
+    def forward(ctx: Any, x: Tensor, factor: int, packed: bool) -> Tensor:
+        ctx.sides, ctx.factor, ctx.like = x.shape[2:], factor, None
+        if not _of_bits(x, factor):
+            return F.avg_pool2d(dense(x), factor)
+        ctx.like = without_memory(x)
+        n, c, h, w = x.shape
+        like = torch.empty((n, c, h // factor, w // factor), dtype=x.dtype, device="meta", memory_format=torch.channels_last)
+        means = Means(x.form.bits, like, factor)  # type: ignore[attr-defined]
+        return Lazy(means) if packed else means.dense()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.like is not None:
+            grad = dense(grads[0]).to(ctx.like.dtype).contiguous(memory_format=torch.channels_last)
+            return Lazy(Spread(grad, ctx.factor, ctx.like)), None, None
         gx = F.interpolate(grads[0] / ctx.factor**2, scale_factor=ctx.factor, mode="nearest")
         down, across = (side - whole for side, whole in zip(ctx.sides, gx.shape[2:], strict=True))
-        return (F.pad(gx, (0, across, 0, down)) if down or across else gx), None
+        return (F.pad(gx, (0, across, 0, down)) if down or across else gx), None, None
 
 
-def avg_pool(x: Tensor, factor: int) -> Tensor:
-    """`F.avg_pool2d(x, factor)` of x `[N,C,H,W]`: the same values and gradients."""
-    out: Tensor = _AvgPool.apply(x, factor)
+def _of_bits(x: Tensor, factor: int) -> bool:
+    """Whether means of x's spikes can be made of bits: windows fill the sides, and a mean has few digits, so that nothing is rounded."""
+    if not (isinstance(x, Lazy) and isinstance(x.form, Bits)) or x.dtype not in cpp.ELEMENTS or factor not in (2, 4):
+        return False
+    fits = x.shape[1] % 32 == 0 and x.is_contiguous(memory_format=torch.channels_last)
+    return fits and not any(side % factor for side in x.shape[2:]) and _library(x.dtype) is not None
+
+
+def avg_pool(x: Tensor, factor: int, packed: bool = False) -> Tensor:
+    """`F.avg_pool2d(x, factor)` of x `[N,C,H,W]`: the same values and gradients. packed: of spikes that are bits, as `Means` of them."""
+    out: Tensor = _AvgPool.apply(x, factor, packed)
     return out

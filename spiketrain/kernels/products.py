@@ -8,6 +8,8 @@ and no others. Values differ from torch's by rounding alone, as sums are taken i
 import torch
 from torch import Tensor
 
+from spiketrain import allocator
+
 LAST = torch.channels_last
 
 
@@ -44,7 +46,7 @@ def _shifted(size: int, tap: int, stride: int = 1) -> tuple[slice, slice]:
 def _by_pixel(x: Tensor, taps: Tensor) -> Tensor:
     """x `[N,C,H,W]` by taps `[3,3,C,K]`, of which each range of rows and columns has to be a matrix `[·C,K]` without a copy."""
     n, _, h, w = x.shape
-    y = torch.empty((n, taps.shape[3], h, w), dtype=x.dtype, memory_format=LAST)
+    y = allocator.empty((n, taps.shape[3], h, w), x.dtype, LAST)
     pixels = x.permute(0, 2, 3, 1)
     for at_x in range(w):
         columns, these = _seen(at_x, w)
@@ -93,7 +95,7 @@ def thin(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def thin_by_input(grad: Tensor, weight: Tensor, like: Tensor, stride: int) -> Tensor:
     """The gradient of `thin` by x. like: of x's shape."""
-    found = torch.empty(like.shape, dtype=grad.dtype, memory_format=LAST).zero_()
+    found = allocator.empty(tuple(like.shape), grad.dtype, LAST).zero_()
     pixels = grad.permute(0, 2, 3, 1)
     products = torch.mm(pixels.reshape(-1, grad.shape[1]), weight.flatten(1))
     found.permute(0, 2, 3, 1)[:, ::stride, ::stride] = products.view(*pixels.shape[:3], -1)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spiketrain import allocator
+
 LAST = torch.channels_last
 Fill = Callable[[Tensor, Tensor, Tensor, tuple[int, int, int], int], None]
 """fill(x, weight, y, steps, kind): y becomes the convolution of x. weight: of which the first element is the first tap of the first
@@ -21,7 +23,7 @@ def halves(side: int, stride: int) -> int:
 
 def empty(x: Tensor, channels: int, stride: int) -> Tensor:
     """What a convolution of x to so many channels fills."""
-    return torch.empty((len(x), channels, *(halves(side, stride) for side in x.shape[2:])), dtype=x.dtype, memory_format=LAST)
+    return allocator.empty((len(x), channels, *(halves(side, stride) for side in x.shape[2:])), x.dtype, LAST)
 
 
 def forward(fill: Fill, x: Tensor, weight: Tensor, out: Tensor | None, stride: int) -> Tensor:
@@ -37,7 +39,7 @@ def by_input(fill: Fill, grad: Tensor, weight: Tensor, like: Tensor | None, stri
     """The gradient of `forward` by x: a convolution with the taps mirrored. like: of x's shape, where there is a stride."""
     weight = weight.contiguous(memory_format=LAST)
     c = weight.shape[1]
-    x = torch.empty((len(grad), c, *(grad if like is None else like).shape[2:]), dtype=grad.dtype, memory_format=LAST)
+    x = allocator.empty((len(grad), c, *(grad if like is None else like).shape[2:]), grad.dtype, LAST)
     fill(grad, weight.permute(0, 2, 3, 1)[:, 2, 2], x, (1, 9 * c, -c), 1 if stride == 1 else -stride)
     return x
 
