@@ -31,6 +31,8 @@ from correctness import fresh_weights, hold
 from networks import NETWORKS, Network, convolutions, tiny
 from sides import Side, Step, sides
 
+from spiketrain.allocator import trim
+
 
 def measure(network: Network, steps: int, batch: int, chosen: list[Side], rounds: int, weights: torch.nn.Module) -> list[dict[str, Any]]:
     """A row for everyone: times, images a second, ratios."""
@@ -119,6 +121,7 @@ def main() -> None:
     print("ours: " + ", ".join(f"{value:.3g}× {name}" for name, value in ratios.items()), flush=True)
     first = {}
     if given.first_step:
+        trim()  # all sides have been here
         first = {p: first_step(network.name, batch, steps, p) for p in given.precisions.split(",")}
         show("ours, first step in a new process (s)", ["", "import", "build", "first step", "second step"],
              [[f"{p}, {cache} cache", *f.values()] for p, both in first.items() for cache, f in both.items()])  # fmt: skip

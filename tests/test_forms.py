@@ -201,6 +201,24 @@ def test_a_graph_that_is_kept_gives_its_gradients_again(monkeypatch):
 
 
 @unit
+@pytest.mark.parametrize("hooked", [None, lambda y: y, torch.Tensor.detach, lambda y: y[3:4], lambda y: y.unflatten(0, (3, 8))])
+def test_currents_that_somebody_has_are_not_written_over(hooked, monkeypatch):
+    monkeypatch.setattr(saving, "LARGE", 1)
+    block = layers.ConvBlock(32, 32, neurons.Spec("lif", threshold=0.4), spiking=True).to(memory_format=LAST)
+    spikes = drawn(24, 32, 16, 16).unflatten(0, (3, 8)).requires_grad_()
+    seen, over = [], []
+    if hooked:
+        block.conv.register_forward_hook(lambda *given: seen.extend([hooked(given[2]), hooked(given[2]).clone()]))
+    backward = native.backward
+    monkeypatch.setattr(native, "backward", lambda *a, **k: over.append(k.get("over", False)) or backward(*a, **k))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = torch.autograd.graph.get_gradient_edge(block(spikes))
+    torch.autograd.grad(out, spikes, torch.ones(3, 8, 32, 16, 16, dtype=torch.bfloat16))
+    assert over == [not hooked]
+    assert not hooked or torch.equal(*seen)
+
+
+@unit
 def test_spikes_go_to_a_convolution_as_bits_and_nobody_else_asks_for_numbers(monkeypatch):
     asked = []
     monkeypatch.setattr(Bits, "dense", lambda bits: asked.append(bits.like.shape) or torch.zeros(()))

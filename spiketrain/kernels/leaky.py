@@ -76,8 +76,8 @@ class Anew:
 
     Such an x is used up: where the passes can do that, spikes take its place in memory, and in the backward pass its gradient does.
     part(first, last, *kept), if there is one: of x's images, those of the batch from `first` to `last` − 1 at all steps, `[N,C,H,W]`.
-    Where the passes can do that, there are never all of x and its gradient then. itself: x is kept, but nobody else needs it, so that
-    its gradient may take its place.
+    Where the passes can do that, there are never all of x and its gradient then. itself: x is kept, and its gradient may take its place
+    if nobody else has it by then.
     """
 
     kept: tuple[Tensor, ...]
@@ -87,8 +87,8 @@ class Anew:
 
     @staticmethod
     def of(x: Tensor) -> "Anew":
-        """Of an x that is kept."""
-        return Anew((x,), lambda x: x, itself=True)
+        """Of an x that is kept, as a tensor of its own: whoever else has one of the same memory is counted there."""
+        return Anew((x.detach(),), lambda x: x, itself=True)
 
 
 @dataclass(frozen=True)
@@ -167,20 +167,21 @@ class _Fire(torch.autograd.Function):
             some = at_a_time(layout.back(ctx.like).flatten(0, 1), ctx.steps, 4)  # x, its gradient, those by spikes and by the images below
             x: Tensor | Pieces = _made(ctx.anew.part, kept, ctx.like, layout, some, ctx.steps > 1 and ctx.constant)
         else:
+            shared = ctx.anew and ctx.anew.itself and _is_shared(kept[0])
             flat = layout.flat(kept[0] if ctx.anew is None else ctx.anew.make(*kept))
             x = flat.expand(ctx.steps, *flat.shape[1:])
             del kept, flat
         grad_s, pooled = _by_spikes(ctx.like, layout, grads[0], pieces, ctx.device)
         grad_v = None if grads[1] is None else layout.flat(grads[1][None])[0].contiguous()
-        stats, shared = None, (None, 0.0)
+        stats, ours = None, (None, 0.0)
         if norm is not None:
             stats = _in(ctx.affine[0].dtype, ctx.found.mean, torch.rsqrt(ctx.found.var + norm.eps))
-            shared = norm.total, ctx.found.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ())
-        again = ctx.anew and ctx.anew.itself and (isinstance(grad_s, Pieces) or _graph_is_kept())
-        over = {} if again else ctx.over  # x is needed again, or what takes two passes costs more than a pass
+            ours = norm.total, ctx.found.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ())
+        needed = ctx.anew and ctx.anew.itself and (shared or _graph_is_kept() or isinstance(grad_s, Pieces))
+        over = {} if needed else ctx.over  # somebody needs x, or the second pass that it takes would be a dear one
         gx, gv, by_weight, by_bias, sums = ctx.passes.backward(
             x, rest, grad_s, grad_v, ctx.affine, stats, ctx.values, ctx.rule,
-            ctx.needs_input_grad[11:], *shared, **over, **pooled, more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
+            ctx.needs_input_grad[11:], *ours, **over, **pooled, more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
         )  # fmt: skip
         if norm is not None:
             by_weight, by_bias = (g.sum_to_size(w.shape).to(w.dtype) for g, w in ((by_weight, norm.weight), (by_bias, norm.bias)))
@@ -188,6 +189,11 @@ class _Fire(torch.autograd.Function):
         by_coefficient = [None if g is None else g.sum_to_size(c.shape).to(c.dtype) for g, c in zip(sums, tensors, strict=True)]
         by_x: Tensor = layout.back(gx) if isinstance(gx, Tensor) else Lazy(InPieces(gx, layout, layout.back(ctx.like)))
         return None, by_x, None, None, by_v, None, None, None, None, by_weight, by_bias, *by_coefficient
+
+
+def _is_shared(x: Tensor) -> bool:
+    """Whether the memory of x is that of another tensor too: one reference is x's, one this function's."""
+    return bool(torch._C._storage_Use_Count(x.untyped_storage()._cdata) > 2)
 
 
 def _graph_is_kept() -> bool:
@@ -228,7 +234,12 @@ def _by_spikes(
 
 
 def _tensor(c: Coefficient, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return c.detach().to(dtype).reshape(-1) if isinstance(c, Tensor) else torch.full((1,), c, device=device, dtype=dtype)
+    return c.detach().to(dtype).reshape(-1) if isinstance(c, Tensor) else _number(c, device, dtype)
+
+
+@functools.lru_cache(64)
+def _number(c: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.full((1,), c, device=device, dtype=dtype)
 
 
 def _in(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:

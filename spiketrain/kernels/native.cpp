@@ -683,11 +683,65 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> void backward(const Argument
 
 extern "C" {
 
-// [T,2,C] of each step by itself, or [1,2,C]
-void spike_moments(const ELEMENT* x, const A* origin, double* out, int per_step, i64 T, i64 P, i64 C, i64 Q, int threads) {
+// Mean and biased variance by channel, [S,C/rows], of each step by itself (S = T) or of all (S = 1). rows: as in native.py.
+void spike_moments(const ELEMENT* x, double* mean, double* var, int per_step, i64 rows, i64 T, i64 P, i64 C, i64 Q, int threads) {
     const Shape s{T, P, C, Q};
-    if (!per_step) return moments(x, origin, out, 0, T, s, threads);
-    for (i64 t = 0; t < T; t++) moments(x, origin, out + t * 2 * C, t, t + 1, s, threads);
+    const i64 channels = C / rows, last = (C + BLOCK - 1) / BLOCK * BLOCK;
+    std::vector<A> origin(last);  // near the values, so that no digits are lost in the squares
+    for (i64 c = 0; c < C; c++) {
+        const ELEMENT* const from = x + c * Q;
+        A first;
+        if constexpr (sizeof(ELEMENT) == 2) {
+            const uint32_t word = uint32_t(reinterpret_cast<const uint16_t&>(*from)) << 16;
+            std::memcpy(&first, &word, sizeof(word));
+        } else {
+            std::memcpy(&first, from, sizeof(first));
+        }
+        origin[c] = first;
+    }
+    std::vector<double> sums(2 * C);
+    const i64 steps = per_step ? 1 : T;
+    const double n = double(P * Q * steps), share = 1.0 / double(rows);
+    for (i64 t = 0; t < T; t += steps) {
+        moments(x, origin.data(), sums.data(), t, t + steps, s, threads);
+        for (i64 c = 0; c < channels; c++) {
+            double all = 0, around = 0;
+            for (i64 row = c; row < C; row += channels) all += origin[row] + sums[row] / n;
+            all *= share;
+            for (i64 row = c; row < C; row += channels) {
+                const double far = sums[row] / n, apart = origin[row] + far - all;
+                around += std::max(sums[C + row] / n - far * far, 0.0) + apart * apart;
+            }
+            mean[c] = all, var[c] = around * share;
+        }
+        mean += channels, var += channels;
+    }
+}
+
+// The gradients by a norm's bias and weight, [S,C] each, of Σgy and Σgy·(x − mean) [S,2,rows·C].
+void spike_norm_sums(const double* sums, const A* rstd, double* by_bias, double* by_weight, i64 rows, i64 S, i64 C) {
+    for (i64 s = 0; s < S; s++, sums += 2 * rows * C)
+        for (i64 c = 0; c < C; c++) {
+            double bias = 0, weight = 0;
+            for (i64 row = 0; row < rows; row++) bias += sums[row * C + c], weight += sums[(rows + row) * C + c];
+            by_bias[s * C + c] = bias, by_weight[s * C + c] = weight * rstd[s * C + c];
+        }
+}
+
+// scale, slope and shift [S,rows·C] each of gx = scale·gy + slope·x + shift, of Σgy and Σgy·x̂ over n values. shared: these, and through, are
+// [1,C] for all S.
+void spike_norm_line(const double* bias, const double* weight, double n, const A* scale, const A* through, const A* mean, const A* rstd,
+                     A* line, int shared, i64 rows, i64 S, i64 C) {
+    for (i64 s = 0; s < S; s++)
+        for (i64 c = 0; c < C; c++) {
+            const i64 at = s * C + c, sum = shared ? c : at;
+            const double slope = -double(through[at] * rstd[at]) * (weight[sum] / n);
+            const double shift = -double(through[at]) * (bias[sum] / n) - slope * double(mean[at]);
+            for (i64 row = 0; row < rows; row++) {
+                A* const to = line + (s * rows + row) * C + c;
+                to[0] = scale[at], to[S * rows * C] = A(slope), to[2 * S * rows * C] = A(shift);
+            }
+        }
 }
 
 // spikes or bits is null

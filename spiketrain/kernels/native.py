@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spiketrain import allocator
-from spiketrain.functional import SURROGATES, Rule, Total, widen
+from spiketrain.functional import SURROGATES, Rule, Total
 from spiketrain.kernels import cpp
 from spiketrain.kernels.cpp import ELEMENTS
 from spiketrain.kernels.forms import Pieces
@@ -124,15 +124,9 @@ def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of x `[T,P,C,Q]` by channel, float64 `[S,C]`; S = T where `per_step`, else 1."""
     rows = _Rows(x)
     steps = x[:1] if x.stride(0) == 0 else x
-    wide, s = rows.of(steps), len(steps) if per_step else 1
-    origin = widen(wide[0, 0, :, 0]).contiguous()  # near the values, so that no digits are lost in the squares
-    found = torch.empty(s, 2, wide.shape[2], dtype=torch.float64)
-    library(rule, x.dtype).spike_moments(_p(wide), _p(origin), _p(found), int(per_step), *_sizes(wide))
-    n = wide.numel() // wide.shape[2] // s
-    far, squares = rows.split(found).unbind(2)  # [rows,S,C]
-    means = rows.split(origin.double())[:, None] + far / n
-    mean = means.mean(0)
-    return mean, ((squares / n - (far / n).square()).clamp(min=0) + (means - mean).square()).mean(0)
+    mean, var = torch.empty(2, len(steps) if per_step else 1, x.shape[2], dtype=torch.float64)
+    library(rule, x.dtype).spike_moments(_p(steps), _p(mean), _p(var), int(per_step), *_numbers(rows.rows), *rows.sizes(steps))
+    return mean, var
 
 
 def packs(x: Tensor) -> bool:
@@ -185,17 +179,12 @@ def backward(
     by_weight: Tensor | None = None
     by_bias: Tensor | None = None
     if stats is not None and affine is not None:
-        norms = torch.zeros(len(affine[0]), 2, scan.rows.shape[1], dtype=torch.float64)
-        mean = scan.rows.spread(stats[0].expand_as(affine[0]))
-        scan.run(None if twice else gx, None if twice else gv, learned, mean=mean, norms=norms)
-        sums = scan.rows.split(norms).sum(0)  # [S,2,C]: Σgy, Σgy·(x − mean)
-        ours = torch.stack([sums[:, 0], sums[:, 1] * stats[1]])
-        by_bias, by_weight = ours
-        shared = ours if weight is None else (ours * weight).sum(1, keepdim=True)
+        mean, rstd = (part.expand_as(affine[0]).contiguous() for part in stats)
+        norms = torch.zeros(len(mean), 2, scan.rows.shape[1], dtype=torch.float64)
+        scan.run(None if twice else gx, None if twice else gv, learned, mean=scan.rows.spread(mean), norms=norms)
         numbers = math.prod(x.shape[1 if scan.constant else 0 :]) / x.shape[2] / len(stats[0])
-        means = (shared if total is None else total(shared)) / (count or numbers)
-        slope, shift = _through_norm(means[0], means[1], affine[0] if weight is None else stats[1], stats)
-        line = tuple(scan.rows.spread(c.expand_as(affine[0])) for c in (affine[0], slope, shift))
+        given = norms, mean, rstd, affine[0].contiguous(), weight, total or _alone, count or numbers
+        line, by_bias, by_weight = _through_norm(*given, scan.rows, library(rule, x.dtype))
     if gx is not None and line and not twice:
         scan.through_norm(gx, more, line)
     elif gx is not None:
@@ -276,11 +265,28 @@ def _some(x: Tensor | Pieces | None, first: int, last: int, images: int, axis: i
     return x.narrow(axis, first * each, (last - first) * each)
 
 
-def _through_norm(by_bias: Tensor, by_weight: Tensor, scale: Tensor, stats: Affine) -> tuple[Tensor, ...]:
-    """b and c `[S,C]` of gx = scale·gy + b·x + c, from the means of gy and of gy·x̂."""
-    mean, rstd = stats
-    slope = -scale * rstd * by_weight
-    return tuple(c.to(scale.dtype) for c in (slope, -scale * by_bias - slope * mean))
+def _through_norm(
+    norms: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, weight: Tensor | None, total: Total, count: float, rows: _Rows,
+    passes: ctypes.CDLL,
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:  # fmt: skip
+    """a, b and c `[S,rows·C]` of gx = a·gy + b·x + c, and the gradients by the norm's bias and weight, of Σgy and Σgy·(x − mean)."""
+    sizes = _numbers(rows.rows, *mean.shape)
+    by_bias, by_weight = ours = torch.empty(2, *mean.shape, dtype=torch.float64)
+    passes.spike_norm_sums(*map(_p, (norms, rstd, by_bias, by_weight)), *sizes)
+    shared = total(ours if weight is None else (ours * weight).sum(1, keepdim=True))
+    line = torch.empty(3, len(mean), mean.shape[1] * rows.rows, dtype=mean.dtype)
+    given = *map(_p, shared.unbind()), ctypes.c_double(count), *map(_p, (scale, scale if weight is None else rstd, mean, rstd, line))
+    passes.spike_norm_line(*given, int(weight is not None), *sizes)
+    return line.unbind(), by_bias, by_weight
+
+
+def _alone(sums: Tensor) -> Tensor:
+    """The total where there is one process."""
+    return sums
+
+
+def _numbers(*values: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(value) for value in values]
 
 
 def pack(spikes: Tensor, rule: Rule) -> Tensor:

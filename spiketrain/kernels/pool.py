@@ -37,6 +37,7 @@ def _call(name: str, tensors: tuple[Tensor, Tensor, Tensor], x: Tensor, factor: 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: int, pieces: int) -> Tensor:
+        x = dense(x)
         n, c, h, w = x.shape
         out = allocator.empty((n, c // pieces, h // factor, w // factor), x.dtype, torch.channels_last)
         which = allocator.empty(tuple(out.shape), torch.uint8, torch.channels_last)
