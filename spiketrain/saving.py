@@ -2,7 +2,7 @@
 
 A neuron-step in bfloat16 keeps its current (2 bytes, by `kernels`) and its spike, as the next convolution's input:
 
-    "speed"   2 + 2 bytes: nothing is computed twice but potentials
+    "speed"   2 + 2 bytes, or 2 + 1/8 where convolutions read bits: nothing is computed twice but potentials, and where that costs little
     "bits"    2 + 1/8
     "least"   1/8: currents are made again in the backward pass (a third more of convolutions), and spikes and gradients take their place
 """
