@@ -8,6 +8,7 @@ blocks take those. So the large tensors that `kernels` make have a place of thei
 import collections
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import platform
@@ -38,6 +39,7 @@ class Arena:
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.first = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.free = {0: size}  # begin: size
+        self.alive: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
         self.freed: collections.deque[tuple[int, int]] = collections.deque()  # whoever frees may do so while somebody takes
         self.lock = threading.Lock()
 
@@ -54,7 +56,8 @@ class Arena:
             if free > size:
                 self.free[begin + size] = free - size
         array = (ctypes.c_char * size).from_address(self.first + begin)
-        weakref.finalize(array, self._give_back, begin, size).atexit = False
+        array.arena = self  # type: ignore[attr-defined]  # which is there as long as its blocks are
+        self.alive[begin] = weakref.ref(array, lambda gone: self.freed.append((begin, size)))
         return array
 
     def trim(self) -> None:
@@ -64,9 +67,6 @@ class Arena:
             for begin, size in self.free.items():
                 self.memory.madvise(mmap.MADV_DONTNEED, begin, size)
 
-    def _give_back(self, begin: int, size: int) -> None:
-        self.freed.append((begin, size))
-
     def _gather(self) -> None:
         """Joins what has been freed with its neighbours."""
         if not self.freed:
@@ -74,6 +74,7 @@ class Arena:
         while self.freed:
             begin, size = self.freed.popleft()
             self.free[begin] = size
+            del self.alive[begin]
         joined: dict[int, int] = {}
         last = None
         for begin in sorted(self.free):
@@ -97,12 +98,16 @@ def empty(
 
     stays: until the end of a step, as gradients by weights do. Among what comes and goes they would leave gaps.
     """
-    like = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
-    size = like.numel() * like.element_size()
+    numbers = math.prod(shape)
+    size = numbers * dtype.itemsize
     block = _arenas[stays].take(size) if _arenas and size >= LEAST else None
     if block is None:
         return torch.empty(shape, dtype=dtype, memory_format=memory_format)
-    return torch.frombuffer(block, dtype=dtype, count=like.numel()).as_strided(like.shape, like.stride())
+    flat = torch.frombuffer(block, dtype=dtype, count=numbers)
+    if memory_format == torch.contiguous_format:
+        return flat.view(shape)
+    n, c, h, w = shape
+    return flat.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _libc() -> ctypes.CDLL | None:

@@ -481,8 +481,8 @@ INLINE uint32_t lanes(Two<Mask> set) {
     return found;
 }
 
-// bits: where spikes are wanted as bits, in the order of memory; there are blocks of 32 elements only. Else null.
-template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, uint32_t* bits, A* v_last, const Shape& s, int threads) {
+// PACKED: spikes are wanted as bits, in the order of memory; there are blocks of 32 elements only.
+template <bool LINE, bool PACKED> void forward(const Arguments& a, ELEMENT* spikes, uint32_t* bits, A* v_last, const Shape& s, int threads) {
     const Groups groups(s);
     in_parallel(groups.units(), threads, [&](int, i64 begin, i64 end) {
         ELEMENT* const out = spikes;
@@ -498,7 +498,7 @@ template <bool LINE> void forward(const Arguments& a, ELEMENT* spikes, uint32_t*
                 for (i64 t = 0; t < T; t++) {
                     const Pair u = b.potential(t, v);
                     const Two<Mask> fired = both(fires, u, b.threshold);
-                    if (words)
+                    if (PACKED)
                         words[(t * b.step + b.at) / 32] = lanes(fired);
                     else
                         b.put(choose(fired, twice(all(1)), Pair{}), out + t * b.step, past);
@@ -539,8 +539,8 @@ struct Line {  // through a norm: scale·gy + slope·x + shift
 };
 
 // What is asked for is a parameter of the template, so that what is not leaves no trace in the loops. With the norm's sums (NORMS), which
-// gx needs first, it is gy that is written.
-template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
+// gx needs first, it is gy that is written. MEANS: the gradient is by means of spikes.
+template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
     const Shape& s;
     const Arguments& a;
     const Back to;
@@ -562,7 +562,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
             for (i64 block = 0; block < group.blocks; block++) {
                 b.enter(block == 0);
                 if (block == 0 || b.lined) statistics(b, 0, found);
-                if (to.width && (block == 0 || b.channel == 0)) mean = to.to_mean(b.at, s.C);
+                if (MEANS && (block == 0 || b.channel == 0)) mean = to.to_mean(b.at, s.C);
                 one(b, found);
             }
         });
@@ -583,8 +583,8 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
         const Back to = this->to;
         Pair* const us = potentials.data();
         const Slope slope(b.alpha);
-        const ELEMENT* const grad_s = to.grad_s + mean;
-        const Pair share = twice(all(to.width ? A(1) / A(to.factor * to.factor) : A(1)));
+        const ELEMENT* const grad_s = MEANS ? to.grad_s + mean : to.grad_s;
+        const Pair share = twice(all(MEANS ? A(1) / A(to.factor * to.factor) : A(1)));
         Pair v = b.rest(), lam = to.grad_v ? b.get(to.grad_v) : Pair{}, whole{}, bias{}, weight{};
         for (i64 t = 0; t < T; t++) {  // the potentials again
             const Pair u = us[t] = b.potential(t, v);
@@ -594,7 +594,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS> class Backward {
             const Pair u = us[t], x = u - b.threshold;
             const Two<Mask> fired = both(fires, u, b.threshold);
             Pair e = b.get(grad_s + t * to.grad_step);
-            if (to.width) e = e * share;
+            if (MEANS) e = e * share;
             if (!DETACH) e = e - (HARD ? lam * u : lam * b.threshold);
             const Pair h = e * slope(x), gu = (HARD ? choose(fired, Pair{}, lam) : lam) + h, gy = b.gain * gu;
             if (COEFFICIENTS) learn(b, t, gu, e, h, x, lam, fired);
@@ -666,11 +666,11 @@ void through_norm(const ELEMENT* x, ELEMENT* gx, const ELEMENT* more, const A* c
     });
 }
 
-template <bool LINE, bool COEFFICIENTS, bool NORMS> void backward(const Arguments& a, const Back& to, const Shape& s, int threads) {
+template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS = false> void backward(const Arguments& a, const Back& to, const Shape& s, int threads) {
     const Groups groups(s);
     std::vector<std::vector<double>> parts(portions(groups.units(), threads));
     in_parallel(groups.units(), threads, [&](int portion, i64 begin, i64 end) {
-        parts[portion] = Backward<LINE, COEFFICIENTS, NORMS>(s, a, to).run(groups, begin, end);
+        parts[portion] = Backward<LINE, COEFFICIENTS, NORMS, MEANS>(s, a, to).run(groups, begin, end);
     });
     const size_t coefficients = COEFFICIENTS ? 4 * s.C : 0, norms = NORMS ? 2 * a.S * s.C : 0;
     std::vector<double> all(coefficients + norms);
@@ -746,14 +746,19 @@ void spike_norm_line(const double* bias, const double* weight, double n, const A
 
 // spikes or bits is null
 void spike_forward(const Arguments* a, ELEMENT* spikes, uint32_t* bits, A* v_last, i64 T, i64 P, i64 C, i64 Q, int threads) {
-    (a->scale ? forward<true> : forward<false>)(*a, spikes, bits, v_last, Shape{T, P, C, Q}, threads);
+    const auto run = a->scale ? (bits ? forward<true, true> : forward<true, false>) : (bits ? forward<false, true> : forward<false, false>);
+    run(*a, spikes, bits, v_last, Shape{T, P, C, Q}, threads);
 }
 
 void spike_backward(const Arguments* a, const Back* to, i64 T, i64 P, i64 C, i64 Q, int threads) {
     const bool learned = to->coefficient_sums;
-    const auto run = to->norm_sums ? (learned ? backward<true, true, true> : backward<true, false, true>)
-                     : a->scale    ? (learned ? backward<true, true, false> : backward<true, false, false>)
-                                   : (learned ? backward<false, true, false> : backward<false, false, false>);
+    auto run = to->norm_sums ? (learned ? backward<true, true, true> : backward<true, false, true>)
+               : a->scale    ? (learned ? backward<true, true, false> : backward<true, false, false>)
+                             : (learned ? backward<false, true, false> : backward<false, false, false>);
+    if (to->width)
+        run = to->norm_sums ? (learned ? backward<true, true, true, true> : backward<true, false, true, true>)
+              : a->scale    ? (learned ? backward<true, true, false, true> : backward<true, false, false, true>)
+                            : (learned ? backward<false, true, false, true> : backward<false, false, false, true>);
     run(*a, *to, Shape{T, P, C, Q}, threads);
 }
 
