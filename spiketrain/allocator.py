@@ -86,21 +86,16 @@ class Arena:
 
 
 _arenas: list[Arena] = []
-"""Those of this program, where it keeps memory: for what comes and goes in a step, and for what stays until its end."""
+"""The one of this program, where it keeps memory."""
 LEAST = 1 << 20
 """Bytes of a tensor from which on it lies in the arena."""
 
 
-def empty(
-    shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format, stays: bool = False
-) -> Tensor:
-    """`torch.empty` on the processor; a large one in memory that has been kept, where this program keeps any.
-
-    stays: until the end of a step, as gradients by weights do. Among what comes and goes they would leave gaps.
-    """
+def empty(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """`torch.empty` on the processor; a large one in memory that has been kept, where this program keeps any."""
     numbers = math.prod(shape)
     size = numbers * dtype.itemsize
-    block = _arenas[stays].take(size) if _arenas and size >= LEAST else None
+    block = _arenas[0].take(size) if _arenas and size >= LEAST else None
     if block is None:
         return torch.empty(shape, dtype=dtype, memory_format=memory_format)
     flat = torch.frombuffer(block, dtype=dtype, count=numbers)
@@ -149,8 +144,7 @@ def keep_memory() -> bool:
         return False
     _ask_for_huge_pages()
     with contextlib.suppress(OSError):  # there is a limit on addresses
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // LARGE * LARGE
-        _arenas[:] = _arenas or [Arena(size), Arena(size)]
+        _arenas[:] = _arenas or [Arena(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // LARGE * LARGE)]
     return True
 
 

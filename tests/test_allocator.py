@@ -130,12 +130,10 @@ def test_only_programs_that_keep_memory_have_an_arena(monkeypatch):
     shape = (2, 64, 100, 100)
     plain = allocator.empty(shape, torch.float32, torch.channels_last)
     arena = Arena(1 << 25)
-    monkeypatch.setattr(allocator, "_arenas", [arena, Arena(1 << 20)])
+    monkeypatch.setattr(allocator, "_arenas", [arena])
     kept = allocator.empty(shape, torch.float32, torch.channels_last)
     assert 0 <= kept.data_ptr() - arena.first < 1 << 25 and not 0 <= plain.data_ptr() - arena.first < 1 << 25
     assert (kept.shape, kept.stride(), kept.dtype) == (plain.shape, plain.stride(), plain.dtype)
-    staying = allocator.empty((1 << 20,), torch.uint8, stays=True)
-    assert staying.data_ptr() == allocator._arenas[1].first
     assert allocator.empty((10,), torch.uint8).data_ptr() - arena.first not in range(1 << 25)  # too small
     assert allocator.empty((1 << 26,), torch.uint8).numel() == 1 << 26  # too large: the system's
     arena.trim()

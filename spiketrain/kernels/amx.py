@@ -114,7 +114,7 @@ def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
     """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last: the same whatever the number of threads, and whether
     x is of bits.
     """
-    found = allocator.empty((grad.shape[1], x.shape[1], 3, 3), torch.float32, taps.LAST, stays=True)
+    found = allocator.empty((grad.shape[1], x.shape[1], 3, 3), torch.float32, taps.LAST)
     n, c, h, w = x.shape
     k, threads = grad.shape[1], torch.get_num_threads()
     given, form = _given(x)

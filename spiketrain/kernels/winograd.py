@@ -176,7 +176,7 @@ def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
     if blocks * size * c > ONCE:
         blocks = min(blocks, max(1, TRANSFORMED // (size * (c + turn))))
     sums = torch.empty((PLACES[1], turn, c))
-    found = allocator.empty((k, c, 3, 3), torch.float32, LAST, stays=True)
+    found = allocator.empty((k, c, 3, 3), torch.float32, LAST)
     library.winograd_by_weight(
         *pointers(x, grad, sums, found), *numbers(n, h, w, c, k, turn, block, blocks), stride, torch.get_num_threads()
     )
