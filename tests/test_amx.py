@@ -151,7 +151,7 @@ def test_what_is_of_bits_is_read_as_the_numbers_that_it_stands_for(shape, stride
 def test_the_gradient_of_some_images_of_each_step_is_theirs(stride):
     _, weight, grad = drawn((12, 64, 32, 9, 10), stride)
     like = torch.empty(12, 64, 9, 10, dtype=grad.dtype, device="meta").contiguous(memory_format=LAST)
-    whole = amx.by_input(grad, weight, like, stride).unflatten(0, (3, 4))
-    for first, last in ((0, 4), (1, 3), (3, 4)):
-        found = amx.by_input(grad.unflatten(0, (3, 4))[:, first:last], weight, like[: 3 * (last - first)], stride)
+    for steps, batch, first, last in ((3, 4, 0, 4), (3, 4, 1, 3), (3, 4, 3, 4), (12, 1, 0, 1), (1, 12, 5, 9)):
+        whole = amx.by_input(grad, weight, like, stride).unflatten(0, (steps, batch))
+        found = amx.by_input(grad.unflatten(0, (steps, batch))[:, first:last], weight, like[: steps * (last - first)], stride)
         assert torch.equal(found, whole[:, first:last].flatten(0, 1))

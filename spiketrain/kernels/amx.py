@@ -103,10 +103,10 @@ def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: i
     """`taps.by_input`. weight: as in `forward`. grad may have an axis more in front, along which it need not be dense."""
     if grad.dim() == 4:
         return taps.by_input(_fill, grad, _known(weight), like, stride)
-    lie = grad.shape[1], grad.stride(0) // grad.stride(1) if len(grad) > 1 else grad.shape[1]
-    fill = functools.partial(_fill, lie=lie)
+    image = grad.shape[2:].numel()  # an axis of one image says nothing by its stride
+    fill = functools.partial(_fill, lie=(grad.shape[1], grad.stride(0) // image if len(grad) > 1 else grad.shape[1]))
     # as many images, as if they lay one behind the other: of these `fill` is told nothing but the first one's place
-    images = grad.as_strided((len(grad) * grad.shape[1], *grad.shape[2:]), grad.stride()[1:])
+    images = grad.as_strided((len(grad) * grad.shape[1], *grad.shape[2:]), (image, *grad.stride()[2:]))
     return taps.by_input(fill, images, _known(weight), like, stride)
 
 
