@@ -4,9 +4,9 @@ Who knows a form takes it as it is; whatever else is done with such a tensor is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -118,22 +118,28 @@ def dense(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Bits:
-    """Spikes (0 and 1): bit i of byte j is the spike 8j + i in the order of memory. passes: the module that makes spikes of them."""
+class OfBits:
+    """What is made of spikes that are bits: bit i of byte j is the spike 8j + i in the order of memory."""
 
     bits: Tensor
     like: Tensor
+
+    def part(self, steps: int, first: int, last: int) -> Self:
+        """Those of the images from `first` to `last` − 1 of a batch, of each of so many steps."""
+        some = self.bits.view(steps, len(self.like) // steps, -1)[:, first:last].reshape(-1)
+        return replace(self, bits=some, like=self.like[: steps * (last - first)])
+
+
+@dataclass(frozen=True)
+class Bits(OfBits):
+    """The spikes (0 and 1). passes: the module that makes numbers of them."""
+
     passes: ModuleType
 
     def dense(self) -> Tensor:
         spikes = torch.empty_strided(self.like.shape, self.like.stride(), dtype=self.like.dtype, device=self.bits.device)
         filled: Tensor = self.passes.unpack(self.bits, spikes, Rule())
         return filled
-
-    def part(self, steps: int, first: int, last: int) -> "Bits":
-        """Those of the images from `first` to `last` − 1 of a batch, of each of so many steps."""
-        some = self.bits.view(steps, len(self.like) // steps, -1)[:, first:last].reshape(-1)
-        return Bits(some, self.like[: steps * (last - first)], self.passes)
 
     def images(self, first: int, last: int) -> Tensor:
         """Spikes `[N,C,H,W]` of some images; where they are not all, of a multiple of eight numbers before and in them."""

@@ -112,10 +112,6 @@ def _at(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _sizes(x: Tensor) -> list[ctypes.c_int64 | int]:
-    return [*map(ctypes.c_int64, x.shape), torch.get_num_threads()]
-
-
 def _p(x: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(_at(x))
 

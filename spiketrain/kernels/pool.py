@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spiketrain import allocator
 from spiketrain.kernels import cpp
-from spiketrain.kernels.forms import Bits, Lazy, Spread, dense, without_memory
+from spiketrain.kernels.forms import Bits, Lazy, OfBits, Spread, dense, without_memory
 
 MOST = 256
 """Most values in a window: which of them is the maximum is kept as a byte."""
@@ -72,11 +72,9 @@ def max_pool(x: Tensor, factor: int, pieces: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Means:
-    """Means over factor × factor spikes as a form (`forms.Form`): the spikes, as `forms.Bits` has them. like: of the means `[N,C,H,W]`."""
+class Means(OfBits):
+    """Means over factor × factor spikes. like: of the means `[N,C,H,W]`."""
 
-    bits: Tensor
-    like: Tensor
     factor: int
 
     def dense(self) -> Tensor:
@@ -86,11 +84,6 @@ class Means:
         pointers = (ctypes.c_void_p(t.data_ptr()) for t in (self.bits, out))
         _library(self.like.dtype).pool_spikes(*pointers, *sizes, torch.get_num_threads())  # type: ignore[union-attr]
         return out
-
-    def part(self, steps: int, first: int, last: int) -> "Means":
-        """Those of the images from `first` to `last` − 1 of a batch, of each of so many steps."""
-        some = self.bits.view(steps, len(self.like) // steps, -1)[:, first:last].reshape(-1)
-        return Means(some, self.like[: steps * (last - first)], self.factor)
 
 
 class _AvgPool(torch.autograd.Function):

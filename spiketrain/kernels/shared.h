@@ -21,7 +21,7 @@ struct Free {
 template <class T> using Buffer = std::unique_ptr<T[], Free>;
 template <class T> Buffer<T> buffer(i64 n) {  // at a multiple of a page where it is large, else of a line of the cache
     const i64 bytes = n * sizeof(T), unit = bytes < 4096 ? 64 : 4096;
-    T* const found = static_cast<T*>(std::aligned_alloc(unit, (std::max<i64>(bytes, 1) + unit - 1) / unit * unit));
+    T* const found = static_cast<T*>(std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit));
     if (!found) std::abort();
     return Buffer<T>(found);
 }
