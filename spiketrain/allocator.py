@@ -39,6 +39,7 @@ class Arena:
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.first = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         self.free = {0: size}  # begin: size
+        self.apart: dict[int, int] = {}  # free, too, but not joined with its neighbours yet
         self.alive: dict[int, weakref.ref[ctypes.Array[ctypes.c_char]]] = {}
         self.freed: collections.deque[tuple[int, int]] = collections.deque()  # whoever frees may do so while somebody takes
         self.lock = threading.Lock()
@@ -47,14 +48,12 @@ class Arena:
         """Memory until the array, and whoever has it, is gone; None where there is not so much."""
         size += -size % self.PAGE
         with self.lock:
-            self._gather()
-            fits = [(free, begin) for begin, free in self.free.items() if free >= size]
-            if not fits:
+            self._hear()
+            begin = self._as_large(size)
+            if begin is None:
+                begin = self._best(size)
+            if begin is None:
                 return None
-            free, begin = min(fits)
-            del self.free[begin]
-            if free > size:
-                self.free[begin + size] = free - size
         array = (ctypes.c_char * size).from_address(self.first + begin)
         array.arena = self  # type: ignore[attr-defined]  # which is there as long as its blocks are
         self.alive[begin] = weakref.ref(array, lambda gone: self.freed.append((begin, size)))
@@ -63,18 +62,43 @@ class Arena:
     def trim(self) -> None:
         """What is free goes back to the system."""
         with self.lock:
-            self._gather()
+            self._join()
             for begin, size in self.free.items():
                 self.memory.madvise(mmap.MADV_DONTNEED, begin, size)
 
-    def _gather(self) -> None:
-        """Joins what has been freed with its neighbours."""
-        if not self.freed:
-            return
+    def _hear(self) -> None:
+        """Of what has been freed since."""
         while self.freed:
             begin, size = self.freed.popleft()
-            self.free[begin] = size
             del self.alive[begin]
+            self.apart[begin] = size
+
+    def _as_large(self, size: int) -> int | None:
+        """A block of that very size that has been freed: training asks for the same ones again."""
+        begin = next((begin for begin, there in self.apart.items() if there == size), None)
+        if begin is not None:
+            del self.apart[begin]
+        return begin
+
+    def _best(self, size: int) -> int | None:
+        """Of free memory, of which what is left over is the smallest piece."""
+        self._join()
+        fits = [(free, begin) for begin, free in self.free.items() if free >= size]
+        if not fits:
+            return None
+        free, begin = min(fits)
+        del self.free[begin]
+        if free > size:
+            self.free[begin + size] = free - size
+        return begin
+
+    def _join(self) -> None:
+        """Joins what has been freed with its neighbours."""
+        self._hear()
+        if not self.apart:
+            return
+        self.free |= self.apart
+        self.apart.clear()
         joined: dict[int, int] = {}
         last = None
         for begin in sorted(self.free):
@@ -98,11 +122,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memor
     block = _arenas[0].take(size) if _arenas and size >= LEAST else None
     if block is None:
         return torch.empty(shape, dtype=dtype, memory_format=memory_format)
-    flat = torch.frombuffer(block, dtype=dtype, count=numbers)
-    if memory_format == torch.contiguous_format:
-        return flat.view(shape)
-    n, c, h, w = shape
-    return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    if memory_format != torch.contiguous_format:
+        c, h, w = shape[1:]
+        strides = [h * w * c, 1, w * c, c]
+    return torch.frombuffer(block, dtype=dtype, count=numbers).as_strided(shape, strides)
 
 
 def _libc() -> ctypes.CDLL | None:
