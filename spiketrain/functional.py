@@ -179,9 +179,14 @@ def spike(x: Tensor, alpha: Coefficient = 2.0, rule: Rule | None = None) -> Tens
     return out
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which potentials are kept, of currents of this one: float32 for half precision, else their own."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
 def widen(x: Tensor) -> Tensor:
-    """x in the dtype in which potentials are kept: float32 for half precision, else its own."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    """x in the dtype in which potentials are kept."""
+    return x.to(wide(x.dtype))
 
 
 def per_channel(c: Coefficient, x: Tensor) -> Coefficient:
@@ -232,11 +237,48 @@ Total = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and (biased) variance per channel, `[S,C]`, S = T for statistics per step, else 1; `count` numbers are behind each."""
+
+    mean: Tensor
+    var: Tensor
+    count: float
+
+
+@dataclass(frozen=True)
+class Running:
+    """Running statistics `[C]`: r ← r + momentum·(found − r), the variance unbiased, for each of the S that a batch has in turn.
+
+    updates: how many batches there were, or None.
+    """
+
+    mean: Tensor
+    var: Tensor
+    momentum: float
+    updates: Tensor | None = None
+
+    def update(self, found: Moments) -> None:
+        """By those of a batch."""
+        unbiased = found.var * unbias(found.count)
+        with torch.no_grad():
+            for mean, var in zip(found.mean, unbiased, strict=True):
+                self.mean.lerp_(mean.to(self.mean.dtype), self.momentum)
+                self.var.lerp_(var.to(self.var.dtype), self.momentum)
+            if self.updates is not None:
+                self.updates.add_(1)
+
+
+def unbias(count: float) -> float:
+    """n / (n − 1), by which a variance is larger than that of the n numbers alone."""
+    return count / max(1, count - 1)
+
+
+@dataclass(frozen=True)
 class Norm:
     """A batch norm by the statistics of its input: y = weight·(x − mean) / √(var + eps) + bias, per channel.
 
     weight, bias: `[C]`, or `[T,C]` for those of each step (not with per_step). per_step: statistics of each step by itself, else over
-    all steps. total: where several processes share a batch, the sum over them.
+    all steps. total: where several processes share a batch, the sum over them. running: what the statistics update, if anything.
     """
 
     weight: Tensor
@@ -244,15 +286,7 @@ class Norm:
     eps: float = 1e-5
     per_step: bool = False
     total: Total | None = None
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and (biased) variance per channel, `[S,C]`, S = T for statistics per step, else 1; `count` numbers are behind each."""
-
-    mean: Tensor
-    var: Tensor
-    count: float
+    running: Running | None = None
 
 
 def moments(x: Tensor, norm: Norm) -> Moments:
@@ -302,6 +336,8 @@ def norm_scan(
     x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times.
     """
     found = moments(x, norm)
+    if norm.running is not None:
+        norm.running.update(found)
     y = affine(x, *line(found, norm))
     y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
     spikes, v = scan(y, v, decay, gain, threshold, alpha, rule)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
-from spiketrain.functional import Moments, Norm, line, widen
+from spiketrain.functional import Moments, Norm, Running, line, widen
 from spiketrain.kernels import conv
 from spiketrain.kernels.leaky import Anew, over_steps
 from spiketrain.kernels.pool import avg_pool, max_pool
@@ -118,45 +118,41 @@ class BatchNorm(nn.Module):
         y: Tensor = twin(x)
         return y
 
-    def batch(self) -> Norm:
+    def batch(self, running: Running | None = None) -> Norm:
         """The norm by the statistics of a batch, for kernels that do it together with the neuron."""
-        rows: tuple[Tensor, Tensor] = self.bn.weight, self.bn.bias
+        bn = self.bn
+        rows: tuple[Tensor, Tensor] = bn.weight, bn.bias
         if self.p is not None:
-            rows = self.p[:, None] * self.bn.weight, self.p[:, None] * self.bn.bias
-        return Norm(*rows, self.bn.eps, self.mode == "step", sync.total if processes.world() > 1 else None)
+            rows = self.p[:, None] * bn.weight, self.p[:, None] * bn.bias
+        return Norm(*rows, bn.eps, self.mode == "step", sync.total if processes.world() > 1 else None, running)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The norm in evaluation mode as scale and shift `[S,C]`, S = 1 or T."""
-        bn = self.bn
-        assert bn.running_mean is not None and bn.running_var is not None
-        return line(Moments(bn.running_mean[None], bn.running_var[None], 1), self.batch())
+        mean, var = self._statistics()
+        return line(Moments(mean[None], var[None], 1), self.batch())
 
-    def update(self, found: Moments, steps: int) -> None:
-        """Updates the running statistics by those of a batch, of `steps` steps."""
-        bn = self.bn
-        assert bn.running_mean is not None and bn.running_var is not None
-        repeated = self.mode == "step" and len(found.mean) < steps
-        momentum = self._repeated(steps) if repeated else self._momentum()
-        unbiased = found.var * (found.count / max(1, found.count - 1))
-        with torch.no_grad():
-            for mean, var in zip(found.mean, unbiased, strict=True):
-                bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
-                bn.running_var.lerp_(var.to(bn.running_var.dtype), momentum)
-            if bn.num_batches_tracked is not None and self.mode != "step":
-                bn.num_batches_tracked.add_(1)
+    def running(self, repeats: int = 1) -> Running:
+        """The running statistics, for a batch of steps of which each is seen so many times."""
+        if self.mode == "step":
+            return Running(*self._statistics(), self._repeated(repeats))
+        return Running(*self._statistics(), self._momentum(), self.bn.num_batches_tracked)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        mean, var = self.bn.running_mean, self.bn.running_var
+        assert mean is not None and var is not None
+        return mean, var
 
     def _momentum(self) -> float:
         assert self.bn.momentum is not None
         return self.bn.momentum
 
     def _repeated(self, steps: int) -> float:
-        return float(1 - (1 - self._momentum()) ** steps)
+        return self._momentum() if steps == 1 else float(1 - (1 - self._momentum()) ** steps)
 
     def _normalise(self, x: Tensor, momentum: float) -> Tensor:
         bn = self.bn
         if processes.world() > 1:
-            assert bn.running_mean is not None and bn.running_var is not None
-            return sync.batch_norm(x, (bn.running_mean, bn.running_var), bn.weight, bn.bias, momentum, bn.eps)
+            return sync.batch_norm(x, self._statistics(), bn.weight, bn.bias, momentum, bn.eps)
         return _by_last(F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, momentum, bn.eps))
 
 
@@ -185,20 +181,18 @@ def fire(
 
 def fire_along(norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, packed: bool = False) -> tuple[Tensor, Tensor]:
     """`fire`, and x for a shortcut around it: the gradient by that is added in the pass over memory that writes the gradient by x."""
-    return _fire(norm, neuron, x, steps, True, None, packed)
+    return _fire(norm, neuron, x, steps, True, None, packed, True)
 
 
 def _fire(
-    norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool, anew: Anew | None, packed: bool
+    norm: BatchNorm, neuron: Neuron, x: Tensor, steps: int, update: bool, anew: Anew | None, packed: bool, along: bool = False
 ) -> tuple[Tensor, Tensor]:
     norm.check(steps)
     kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
     if isinstance(neuron, Leaky) and kernel != "reference":
         if norm.training:
-            spikes, found, along = neuron.normed(x, norm.batch(), steps, anew, packed and conv.reads_bits(x))
-            if update:
-                norm.update(found, steps)
-            return spikes, along
+            batch = norm.batch(norm.running(steps // len(x)) if update else None)
+            return neuron.normed(x, batch, steps, anew, packed and conv.reads_bits(x), along)
         if not torch.is_grad_enabled():
             return neuron(x, norm.affine(), steps), x
     if anew is not None and not anew.itself:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spiketrain import functional, kernels
 from spiketrain.errors import UserError, unknown
-from spiketrain.functional import Coefficient, Moments, Norm, Rule
+from spiketrain.functional import Coefficient, Norm, Rule
 from spiketrain.kernels.leaky import Anew
 
 
@@ -95,18 +95,16 @@ class Leaky(Neuron, ABC):
         return kernels.scan(x, None, *self._all_coefficients(), self.rule, self.kernel, keep=False)[0]
 
     def normed(
-        self, x: Tensor, norm: Norm, steps: int, anew: Anew | None = None, packed: bool = False
-    ) -> tuple[Tensor, Moments, Tensor]:
-        """Spikes of the batch norm of x, from rest, its statistics, and x for a shortcut (see `leaky.Scanned`).
+        self, x: Tensor, norm: Norm, steps: int, anew: Anew | None = None, packed: bool = False, along: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes of the batch norm of x, from rest, and x, for a shortcut if so wanted (along: see `leaky.Scanned`).
 
         x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times; anew: how the backward pass makes it again, where x is used up
         instead of kept; packed: whether spikes are wanted as `kernels.forms.Bits`, where that can be.
         """
-        coefficients = self._all_coefficients()
-        spikes, _, found, x = kernels.norm_scan(
-            x, None, norm, coefficients, self.rule, steps, self.kernel, keep=False, anew=anew, packed=packed
-        )
-        return spikes, found, x
+        given = self._all_coefficients(), self.rule, steps, self.kernel, False, anew, packed, along
+        spikes, _, _, x = kernels.norm_scan(x, None, norm, *given)
+        return spikes, x
 
     def scan(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         _check_floating(x)

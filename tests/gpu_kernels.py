@@ -257,7 +257,7 @@ def test_norm_and_neuron_as_layers_call_them(own, constant):
     def by(kernel):
         given = [leaf.clone().requires_grad_() for leaf in leaves]
         coefficients = (0.5, 0.5, 0.5, 1.0)
-        spikes, _, found, along = kernels.norm_scan(given[0], None, Norm(*given[1:]), coefficients, Rule("qgate"), 3, kernel)
+        spikes, _, found, along = kernels.norm_scan(given[0], None, Norm(*given[1:]), coefficients, Rule("qgate"), 3, kernel, along=True)
         return spikes, found, torch.autograd.grad([spikes, along], given, [grad, 0.1 * grad[: len(x)]])
 
     (spikes, found, grads), (theirs, wanted, by_autograd) = by("triton"), by("reference")

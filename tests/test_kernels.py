@@ -147,7 +147,7 @@ def test_norm_and_neuron_together_equal_the_reference(case, monkeypatch):
     x = inputs(shape[0], shape[1:], dtype, layout) * 2 + 3  # far from zero: the variance must not drown
     rule = Rule("atan", "soft", False) if channels else Rule()
     s, found, grads = normed(lambda x, v, n, c, r, t: (*functional.norm_scan(x, v, n, *c, r, t), x), x, steps, rule, norm, channels, True)
-    fast_s, fast_found, fast_grads = normed(lambda *a: kernels.norm_scan(*a, "compiled"), x, steps, rule, norm, channels, True)
+    fast_s, fast_found, fast_grads = normed(lambda *a: kernels.norm_scan(*a, "compiled", along=True), x, steps, rule, norm, channels, True)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-5}[dtype]
     assert fast_found.count == found.count
     torch.testing.assert_close(fast_found.mean, found.mean, rtol=tolerance, atol=tolerance, check_dtype=False)
@@ -185,6 +185,51 @@ def test_currents_that_are_used_up_and_made_anew_change_no_bit(case):
     assert torch.equal(kept[0], made[0]) and 0.05 < float(made[0].float().mean()) < 0.95
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(kept[2], made[2], strict=True))
     assert (addresses[0] == addresses[1]) == (len(x) == steps)  # where no step is seen twice
+
+
+@compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cut", [lambda x: x[::2], lambda x: x[:3, :2], lambda x: x[:3, ..., ::2], lambda x: x[:3, :, 1:]], ids=range(4))
+@pytest.mark.parametrize("last", [False, True])
+def test_currents_with_gaps_in_memory(cut, dtype, last):
+    """As of every second step, or of a part of the batch, of the pixels or of the channels."""
+    draw = torch.Generator().manual_seed(4)
+    whole = torch.randn(6, 4, 6, 6, 33, generator=draw).to(dtype)
+    x = cut(whole.movedim(4, 2) if last else whole.transpose(2, 4).contiguous())
+    assert not x.is_contiguous() and x.stride(0) != 0
+    given = functional.Norm(*torch.rand(2, x.shape[2], generator=draw).double())
+    coefficients, grad = (0.5, 0.9, 0.3, 2.0), torch.randn(x.shape, generator=draw).to(dtype)
+
+    def by(kernel, x):
+        leaf = x.detach().requires_grad_()
+        spikes, _, found, _ = kernels.norm_scan(leaf, None, given, coefficients, Rule(), 3, kernel)
+        alone, _ = kernels.scan(leaf, None, *coefficients, Rule(), kernel)
+        return [spikes, found.mean, found.var, alone, *torch.autograd.grad([spikes, alone], leaf, [grad, grad])]
+
+    dense = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if last else x.contiguous()
+    assert all(map(torch.equal, by("compiled", x), by("compiled", dense)))
+    for ours, theirs in zip(by("compiled", x), by("reference", x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2, check_dtype=False)
+
+
+@compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.float64])
+@pytest.mark.parametrize("per_step", [False, True])
+def test_running_statistics_follow_those_of_a_batch(per_step, kept, dtype):
+    x = inputs(4, (3, 32, 6, 6), dtype, "channels-last") * 2 + 3
+    states = []
+    for kernel in ("reference", "compiled"):
+        mean, var, updates = torch.arange(32).to(kept), torch.full((32,), 2.0, dtype=kept), torch.tensor(7)
+        running = functional.Running(mean, var, 0.3, None if per_step else updates)
+        before = mean._version
+        norm = functional.Norm(torch.ones(32), torch.zeros(32), 1e-5, per_step, running=running)
+        kernels.norm_scan(x, None, norm, (0.5, 0.5, 1.0, 2.0), Rule(), 4, kernel)
+        assert mean._version > before  # whoever kept it for a gradient hears of it
+        states.append((mean, var, updates))
+    for ours, theirs in zip(*states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert int(states[0][2]) == (7 if per_step else 8) and abs(float(states[0][0][31]) - 31) > 5
 
 
 @compiler

@@ -96,16 +96,16 @@ def scan(
 
 def norm_scan(
     x: Tensor, v: Tensor | None, norm: Norm, coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto", keep: bool = True,
-    anew: Anew | None = None, packed: bool = False,
+    anew: Anew | None = None, packed: bool = False, along: bool = False,
 ) -> tuple[Tensor, Tensor | None, Moments, Tensor]:  # fmt: skip
-    """`functional.norm_scan` by the kernel of that name, and x for a shortcut (see `leaky.Scanned`).
+    """`functional.norm_scan` by the kernel of that name, and x, for a shortcut if so wanted (along: see `leaky.Scanned`).
 
     anew: of an x that is not to be kept (the reference keeps more anyway); packed: whether spikes are wanted as `forms.Bits`, where that
     can be.
     """
     if (chosen := choose(kernel, x, rule)) == "reference":
         return *functional.norm_scan(x, v, norm, *coefficients, rule, steps), x
-    spikes, last, found, x = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep, anew, packed)
+    spikes, last, found, x = leaky.scan(passes(chosen), x, v, norm, coefficients, rule, steps, keep, anew, packed, along)
     assert found is not None
     return spikes, last, found, x
 

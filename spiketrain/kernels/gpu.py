@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spiketrain.functional import Rule, Total
+from spiketrain.functional import Moments, Norm, Rule, Total, line, wide
 from spiketrain.kernels import gpu_bits
 from spiketrain.kernels import gpu_kernels as kernels
 
@@ -110,7 +110,7 @@ def _bits(flags: Any) -> int:
     return sum(bool(flag) << i for i, flag in enumerate(flags))
 
 
-def packs(x: Tensor) -> bool:
+def packs(shape: tuple[int, int, int], dtype: torch.dtype) -> bool:
     """`forward` gives no bits."""
     return False
 
@@ -133,6 +133,16 @@ def moments(x: Tensor, per_step: bool, rule: Rule | None = None) -> tuple[Tensor
     grid = (triton.cdiv(numbers, width),)
     _launch(kernels.merge_kernel, x, grid, parts=parts, mean=mean, var=var, G=groups, J=numbers, ROWS=rows, BJ=width)
     return mean, var
+
+
+def affine(found: Moments, norm: Norm, dtype: torch.dtype, rule: Rule | None = None) -> tuple[Affine, Affine]:
+    """`functional.line` of currents of this dtype, and the mean and rstd that it is made of, as the passes take them; updates what is
+    running (rule: unused).
+    """
+    if norm.running is not None:
+        norm.running.update(found)
+    scale, shift, mean, rstd = (part.to(wide(dtype)) for part in (*line(found, norm), found.mean, torch.rsqrt(found.var + norm.eps)))
+    return (scale, shift), (mean, rstd)
 
 
 def _scan(

@@ -30,36 +30,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketrain.functional import Coefficient, Moments, Norm, Rule, line, per_channel, together, widen
+from spiketrain.functional import Coefficient, Moments, Norm, Rule, per_channel, together, wide
 from spiketrain.kernels.forms import Bits, Lazy, Pieces, Spread, at_a_time, dense, parted
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a sequence lies in memory: the axes of a step from the slowest to the fastest, their sizes, and (P, C, Q)."""
+    """How a sequence lies in memory: the axes of a step from the slowest to the fastest, their sizes, and (P, C, Q).
+
+    step, strides: sizes and strides of a step's axes in their own order, where it is dense. A view is one operation, as each kind of them
+    costs 0.1 ms where the layers before have filled the processor's caches with other things.
+    """
 
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     shape: tuple[int, int, int]
+    step: tuple[int, ...]
+    strides: tuple[int, ...]
 
     @staticmethod
     def of(x: Tensor, channels: bool) -> "Layout":
         """Of x `[T,B,C,...]`; channels: whether something has a value a channel."""
-        strides = x.stride()
-        order = tuple(sorted(range(1, x.dim()), key=lambda d: (-strides[d], d)))
-        sizes = tuple(x.shape[d] for d in order)
-        if not channels:
-            return Layout(order, sizes, (1, 1, math.prod(sizes)))
-        k = order.index(2)
-        return Layout(order, sizes, (math.prod(sizes[:k]), sizes[k], math.prod(sizes[k + 1 :])))
+        return _layout(x.shape[1:], x.stride()[1:], channels)
 
     def flat(self, x: Tensor) -> Tensor:
-        """x `[T,...]` as `[T,P,C,Q]`; no copy of a dense tensor."""
-        return x.permute(0, *self.order).reshape(len(x), *self.shape)
+        """x `[T,...]` as `[T,P,C,Q]`, dense or the same at every step; no copy of what is one of both already."""
+        p, c, q = self.shape
+        apart, *strides = x.stride()
+        if tuple(strides) == self.strides and (len(x) == 1 or apart in (0, p * c * q)):
+            return x.as_strided((len(x), p, c, q), (apart, c * q, q, 1))
+        return x.permute(0, *self.order).reshape(len(x), p, c, q).contiguous()
 
     def back(self, y: Tensor) -> Tensor:
         """`[T,P,C,Q]` in the order of axes and of memory that x had."""
-        return y.view(-1, *self.sizes).permute(0, *(1 + self.order.index(d) for d in range(1, len(self.order) + 1)))
+        return y.as_strided((len(y), *self.step), (y.stride(0), *self.strides))
+
+    def like(self, steps: int, dtype: torch.dtype) -> Tensor:
+        """What x is like, of so many steps; without memory."""
+        return torch.empty_strided((steps, *self.step), (math.prod(self.step), *self.strides), dtype=dtype, device="meta")
+
+
+@functools.lru_cache(256)
+def _layout(step: tuple[int, ...], strides: tuple[int, ...], channels: bool) -> Layout:
+    order = tuple(sorted(range(1, len(step) + 1), key=lambda d: (-strides[d - 1], d)))
+    sizes = tuple(step[d - 1] for d in order)
+    dense = tuple(math.prod(sizes[order.index(d) + 1 :]) for d in range(1, len(step) + 1))
+    k = order.index(2) if channels else 0
+    shape = (math.prod(sizes[:k]), sizes[k], math.prod(sizes[k + 1 :])) if channels else (1, 1, math.prod(sizes))
+    return Layout(order, sizes, shape, step, dense)
 
 
 def over_steps(x: Tensor) -> Tensor:
@@ -129,31 +147,30 @@ is given to that one as its gradient is added where the gradient by x is written
 class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, passes: ModuleType, x: Tensor, anew: Anew | None, steps: int, v: Tensor | None, keep: bool, packed: bool, rule: Rule,
-        norm: Norm | None, weight: Tensor | None, bias: Tensor | None, *coefficients: Coefficient,
+        ctx: Any, passes: ModuleType, x: Tensor, anew: Anew | None, steps: int, v: Tensor | None, keep: bool, packed: bool,
+        along: bool, rule: Rule, norm: Norm | None, weight: Tensor | None, bias: Tensor | None, *coefficients: Coefficient,
     ) -> tuple[Any, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
         layout = Layout.of(x, norm is not None or any(isinstance(c, Tensor) and c.dim() == 1 for c in coefficients))
-        flat, wide = layout.flat(x.detach()), widen(x[:0]).dtype
+        flat, dtype = layout.flat(x), wide(x.dtype)
         found = None if norm is None else _moments(passes, flat, norm, rule)
-        affine = None if found is None or norm is None else _in(wide, *line(found, norm))
-        values = tuple(_tensor(c, x.device, wide) for c in coefficients)
-        rest = None if v is None else layout.flat(v[None].to(wide))[0].contiguous()
+        affine, ctx.stats = (None, None) if found is None or norm is None else passes.affine(found, norm, x.dtype, rule)
+        values = tuple(_tensor(c, x.device, dtype) for c in coefficients)
+        rest = None if v is None else layout.flat(v[None].to(dtype))[0].contiguous()
         ctx.over = {"over": True} if anew and passes.OVER and len(x) == steps else {}
-        packed = packed and passes.packs(flat)
+        packed = packed and passes.packs(layout.shape, x.dtype)
         way = {"packed": True} if packed else {} if anew and anew.itself else ctx.over
-        spikes, last = passes.forward(flat.expand(steps, *flat.shape[1:]), rest, affine, values, rule, keep, **way)
+        spikes, last = passes.forward(_seen(flat, steps), rest, affine, values, rule, keep, **way)
         if "over" in way:
             torch.autograd.graph.increment_version(x)  # so that whoever kept x for a gradient hears of it
         kept = anew.kept if anew else (x,)
         ctx.anew, ctx.many = anew and replace(anew, kept=()), len(kept)
         ctx.save_for_backward(*kept, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
         ctx.passes, ctx.layout, ctx.steps, ctx.rule, ctx.norm = passes, layout, steps, rule, norm
-        ctx.constant = len(x) < steps
-        ctx.like, ctx.device = torch.empty((steps, *layout.shape), dtype=x.dtype, device="meta"), x.device
-        ctx.found, ctx.affine, ctx.values = found, affine, values
-        spikes = Lazy(Bits(spikes, layout.back(ctx.like), passes)) if packed else layout.back(spikes)
-        return spikes, None if last is None else layout.back(last[None])[0], found, None if anew else x
+        ctx.constant, ctx.dtype, ctx.device = len(x) < steps, x.dtype, x.device
+        ctx.count, ctx.affine, ctx.values = found and found.count, affine, values
+        spikes = Lazy(Bits(spikes, layout.like(steps, x.dtype), passes)) if packed else layout.back(spikes)
+        return spikes, None if last is None else layout.back(last[None])[0], found, x if along else None
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -162,33 +179,37 @@ class _Fire(torch.autograd.Function):
         layout, norm = ctx.layout, ctx.norm
         if grads[0] is None and grads[1] is None:  # x went to its shortcut alone
             return None, grads[3], *[None] * (len(ctx.needs_input_grad) - 2)
-        pieces = ctx.passes.OVER and layout.order == (1, 3, 4, 2) and ctx.passes.packs(ctx.like)
+        pieces = ctx.passes.OVER and layout.order == (1, 3, 4, 2) and ctx.passes.packs(layout.shape, ctx.dtype)
         if pieces and norm is not None and ctx.anew and ctx.anew.part and grads[3] is None:
-            some = at_a_time(layout.back(ctx.like).flatten(0, 1), ctx.steps, 4)  # x, its gradient, those by spikes and by the images below
-            x: Tensor | Pieces = _made(ctx.anew.part, kept, ctx.like, layout, some, ctx.steps > 1 and ctx.constant)
+            some = at_a_time(layout.like(ctx.steps, ctx.dtype).flatten(0, 1), ctx.steps, 4)  # x, its gradient, those by spikes and images
+            x: Tensor | Pieces = _made(ctx.anew.part, kept, ctx.steps, ctx.dtype, layout, some, ctx.steps > 1 and ctx.constant)
         else:
             shared = ctx.anew and ctx.anew.itself and _is_shared(kept[0])
-            flat = layout.flat(kept[0] if ctx.anew is None else ctx.anew.make(*kept))
-            x = flat.expand(ctx.steps, *flat.shape[1:])
-            del kept, flat
-        grad_s, pooled = _by_spikes(ctx.like, layout, grads[0], pieces, ctx.device)
+            x = _seen(layout.flat(kept[0] if ctx.anew is None else ctx.anew.make(*kept)), ctx.steps)
+            del kept
+        grad_s, pooled = _by_spikes(ctx.steps, ctx.dtype, layout, grads[0], pieces, ctx.device)
         grad_v = None if grads[1] is None else layout.flat(grads[1][None])[0].contiguous()
-        stats, ours = None, (None, 0.0)
-        if norm is not None:
-            stats = _in(ctx.affine[0].dtype, ctx.found.mean, torch.rsqrt(ctx.found.var + norm.eps))
-            ours = norm.total, ctx.found.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ())
+        ours = (None, 0.0) if norm is None else (norm.total, ctx.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ()))
         needed = ctx.anew and ctx.anew.itself and (shared or _graph_is_kept() or isinstance(grad_s, Pieces))
         over = {} if needed else ctx.over  # somebody needs x, or the second pass that it takes would be a dear one
         gx, gv, by_weight, by_bias, sums = ctx.passes.backward(
-            x, rest, grad_s, grad_v, ctx.affine, stats, ctx.values, ctx.rule,
-            ctx.needs_input_grad[11:], *ours, **over, **pooled, more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
+            x, rest, grad_s, grad_v, ctx.affine, ctx.stats, ctx.values, ctx.rule,
+            ctx.needs_input_grad[12:], *ours, **over, **pooled, more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
         )  # fmt: skip
         if norm is not None:
-            by_weight, by_bias = (g.sum_to_size(w.shape).to(w.dtype) for g, w in ((by_weight, norm.weight), (by_bias, norm.bias)))
+            by_weight, by_bias = _summed(by_weight, norm.weight), _summed(by_bias, norm.bias)
         by_v = None if gv is None else layout.back(gv[None])[0]
-        by_coefficient = [None if g is None else g.sum_to_size(c.shape).to(c.dtype) for g, c in zip(sums, tensors, strict=True)]
-        by_x: Tensor = layout.back(gx) if isinstance(gx, Tensor) else Lazy(InPieces(gx, layout, layout.back(ctx.like)))
-        return None, by_x, None, None, by_v, None, None, None, None, by_weight, by_bias, *by_coefficient
+        by_coefficient = [_summed(g, c) for g, c in zip(sums, tensors, strict=True)]
+        by_x: Tensor = layout.back(gx) if isinstance(gx, Tensor) else Lazy(InPieces(gx, layout, layout.like(ctx.steps, ctx.dtype)))
+        return None, by_x, None, None, by_v, *[None] * 5, by_weight, by_bias, *by_coefficient
+
+
+def _summed(grad: Tensor | None, c: Tensor) -> Tensor | None:
+    """A gradient by values a step or channel as that by the tensor c."""
+    if grad is None:
+        return None
+    grad = grad.view(c.shape) if grad.numel() == c.numel() else grad.sum_to_size(c.shape)
+    return grad if grad.dtype is c.dtype else grad.to(c.dtype)
 
 
 def _is_shared(x: Tensor) -> bool:
@@ -201,49 +222,53 @@ def _graph_is_kept() -> bool:
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
+def _seen(x: Tensor, steps: int) -> Tensor:
+    """x, or its one step so many times."""
+    return x if len(x) == steps else x.expand(steps, *x.shape[1:])
+
+
 def _made(
-    part: Callable[..., Tensor], kept: tuple[Tensor, ...], like: Tensor, layout: Layout, some: int, constant: bool = False
+    part: Callable[..., Tensor], kept: tuple[Tensor, ...], steps: int, dtype: torch.dtype, layout: Layout, some: int, constant: bool = False
 ) -> Pieces:  # fmt: skip
     """What part(first, last, *kept) makes as images, in pieces of so many; of one step where all are the same (constant)."""
 
     def make(first: int, last: int) -> Tensor:
-        found = part(first, last, *kept).permute(0, 2, 3, 1).reshape(1 if constant else len(like), -1, *layout.shape[1:])
-        return found.expand(len(like), *found.shape[1:])
+        found = part(first, last, *kept).permute(0, 2, 3, 1).reshape(1 if constant else steps, -1, *layout.shape[1:])
+        return _seen(found, steps)
 
-    return Pieces(make, like.shape, like.dtype, layout.sizes[0], some, constant)
+    return Pieces(make, torch.Size((steps, *layout.shape)), dtype, layout.sizes[0], some, constant)
 
 
 def _by_spikes(
-    like: Tensor, layout: Layout, grad: Tensor | None, pieces: bool, device: torch.device
+    steps: int, dtype: torch.dtype, layout: Layout, grad: Tensor | None, pieces: bool, device: torch.device
 ) -> tuple[Tensor | Pieces, dict[str, Any]]:
     """The gradient by spikes `[T,P,C,Q]` as `passes.backward` takes it, and with the keyword `pooled` where it is that by means of spikes.
 
-    like: the spikes, without memory; pieces: whether the passes can take pieces, and means.
+    pieces: whether the passes can take pieces, and means.
     """
     if grad is None:
-        return torch.zeros(like.shape, dtype=like.dtype, device=device), {}
-    grad = grad.to(like.dtype)
+        return torch.zeros((steps, *layout.shape), dtype=dtype, device=device), {}
+    grad = grad if grad.dtype is dtype else grad.to(dtype)
     form = grad.form if isinstance(grad, Lazy) else None  # all its images, whichever axes are seen
     if pieces and isinstance(form, Spread):
         pixels = form.grad.permute(0, 2, 3, 1).contiguous()
-        return pixels.reshape(len(like), -1, like.shape[2], 1), {"pooled": (form.like.shape[3], form.factor)}
+        return pixels.reshape(steps, -1, *layout.shape[1:]), {"pooled": (form.like.shape[3], form.factor)}
     if pieces and form is not None and parted(grad):
-        some = form.some(len(like))  # type: ignore[attr-defined]
-        return _made(functools.partial(form.part, len(like)), (), like, layout, some), {}  # type: ignore[attr-defined]
+        some = form.some(steps)  # type: ignore[attr-defined]
+        return _made(functools.partial(form.part, steps), (), steps, dtype, layout, some), {}  # type: ignore[attr-defined]
     return layout.flat(dense(grad)).contiguous(), {}
 
 
 def _tensor(c: Coefficient, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return c.detach().to(dtype).reshape(-1) if isinstance(c, Tensor) else _number(c, device, dtype)
+    """One number, or one a channel, that no gradient goes through."""
+    if not isinstance(c, Tensor):
+        return _number(c, device, dtype)
+    return c if c.dtype is dtype else c.detach().to(dtype)
 
 
 @functools.lru_cache(64)
 def _number(c: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.full((1,), c, device=device, dtype=dtype)
-
-
-def _in(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.to(dtype) for t in tensors)
 
 
 def _moments(passes: ModuleType, flat: Tensor, norm: Norm, rule: Rule) -> Moments:
@@ -254,17 +279,18 @@ def _moments(passes: ModuleType, flat: Tensor, norm: Norm, rule: Rule) -> Moment
 
 def scan(
     passes: ModuleType, x: Tensor, v: Tensor | None, norm: Norm | None, coefficients: tuple[Coefficient, ...], rule: Rule, steps: int,
-    keep: bool, anew: Anew | None = None, packed: bool = False,
+    keep: bool, anew: Anew | None = None, packed: bool = False, along: bool = False,
 ) -> Scanned:  # fmt: skip
     """Twin of `functional.scan` and `norm_scan` by the passes of a module; keeps x alone (or what anew does) for the backward pass.
 
     x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times; keep: whether the potential after the last step is wanted; packed: whether
-    spikes are wanted as `forms.Bits`, where the passes can give them.
+    spikes are wanted as `forms.Bits`, where the passes can give them; along: whether x is, for a shortcut.
     """
     for c in coefficients:
-        per_channel(c, x[0])  # raises where a coefficient does not fit
+        if isinstance(c, Tensor) and c.dim():
+            per_channel(c, x[0])  # raises where a coefficient does not fit
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-    spikes, last, found, again = _Fire.apply(passes, x, anew, steps, v, keep, packed, rule, norm, weight, bias, *coefficients)
+    spikes, last, found, again = _Fire.apply(passes, x, anew, steps, v, keep, packed, along, rule, norm, weight, bias, *coefficients)
     return spikes, last, found, x if again is None else again
 
 
@@ -272,8 +298,7 @@ def affine_scan(
     passes: ModuleType, x: Tensor, affine: tuple[Tensor, Tensor], coefficients: tuple[Coefficient, ...], rule: Rule, steps: int
 ) -> Tensor:
     """Spikes of y = scale·x + shift, both `[S,C]`, from rest and without a gradient: what a network in evaluation mode needs."""
-    layout, wide = Layout.of(x, True), widen(x[:0]).dtype
-    flat = layout.flat(x)
-    values = tuple(_tensor(c, x.device, wide) for c in coefficients)
-    spikes, _ = passes.forward(flat.expand(steps, *flat.shape[1:]), None, _in(wide, *affine), values, rule, False)
+    layout, dtype = Layout.of(x, True), wide(x.dtype)
+    values, (scale, shift) = tuple(_tensor(c, x.device, dtype) for c in coefficients), affine
+    spikes, _ = passes.forward(_seen(layout.flat(x), steps), None, (scale.to(dtype), shift.to(dtype)), values, rule, False)
     return layout.back(spikes)

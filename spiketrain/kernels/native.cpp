@@ -50,7 +50,6 @@ template <> struct Wide<double> {
 
 typedef Wide<ELEMENT>::type A;  // potentials, coefficients and sums of a block
 typedef Vector<A>::type V;
-typedef Vector<A>::mask Mask;
 const int L = Vector<A>::lanes, BLOCK = 2 * L;
 
 typedef uint16_t Half __attribute__((vector_size(32)));
@@ -110,6 +109,39 @@ inline void streamed() {  // before another thread reads what was
 #endif
 }
 
+// a·b + c, rounded once where the processor does that: for gradients alone, as spikes are to be those of plain torch
+inline V fused(V a, V b, V c) {
+#ifdef __AVX512F__
+    if (sizeof(A) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// ---- which lanes of a vector: where the processor has registers of bits for that, one of them ----
+
+#ifdef __AVX512F__
+typedef std::conditional<L == 16, __mmask16, __mmask8>::type Lanes;
+INLINE Lanes at_least(V x, V bound) {
+    if (sizeof(A) == 4) return _mm512_cmp_ps_mask((__m512)x, (__m512)bound, _CMP_GE_OQ);
+    return Lanes(_mm512_cmp_pd_mask((__m512d)x, (__m512d)bound, _CMP_GE_OQ));
+}
+INLINE Lanes above(V x, V bound) {
+    if (sizeof(A) == 4) return _mm512_cmp_ps_mask((__m512)x, (__m512)bound, _CMP_GT_OQ);
+    return Lanes(_mm512_cmp_pd_mask((__m512d)x, (__m512d)bound, _CMP_GT_OQ));
+}
+INLINE V pick(Lanes yes, V a, V b) {
+    if (sizeof(A) == 4) return (V)_mm512_mask_blend_ps(__mmask16(yes), (__m512)b, (__m512)a);
+    return (V)_mm512_mask_blend_pd(__mmask8(yes), (__m512d)b, (__m512d)a);
+}
+#else
+typedef Vector<A>::mask Lanes;
+INLINE Lanes at_least(V x, V bound) { return x >= bound; }
+INLINE Lanes above(V x, V bound) { return x > bound; }
+INLINE V pick(Lanes yes, V a, V b) { return yes ? a : b; }
+#endif
+
 // the first m lanes only where a row ends; FULL: there are as many as a vector has
 template <bool FULL, class E> inline V load(const E* from, int m) {
     if (FULL || m >= L) return load(from);
@@ -136,15 +168,50 @@ INLINE Pair operator+(Pair a, Pair b) { return {a.lo + b.lo, a.hi + b.hi}; }
 INLINE Pair operator-(Pair a, Pair b) { return {a.lo - b.lo, a.hi - b.hi}; }
 INLINE Pair operator*(Pair a, Pair b) { return {a.lo * b.lo, a.hi * b.hi}; }
 INLINE Pair operator-(Pair a) { return {-a.lo, -a.hi}; }
-INLINE Pair choose(Two<Mask> yes, Pair a, Pair b) { return {yes.lo ? a.lo : b.lo, yes.hi ? a.hi : b.hi}; }
 INLINE Pair twice(V x) { return {x, x}; }
+INLINE Pair fused(Pair a, Pair b, Pair c) { return {fused(a.lo, b.lo, c.lo), fused(a.hi, b.hi, c.hi)}; }
+INLINE Pair choose(Two<Lanes> yes, Pair a, Pair b) { return {pick(yes.lo, a.lo, b.lo), pick(yes.hi, a.hi, b.hi)}; }
+
+// Which lanes of a block are set, from the lowest bit on.
+INLINE uint32_t bits(Two<Lanes> set) {
+#if defined(__AVX512BW__)
+    if (L == 16) return _mm512_kunpackw(set.hi, set.lo);
+    return uint32_t(set.lo) | uint32_t(set.hi) << L;
+#elif defined(__AVX512F__)
+    return uint32_t(set.lo) | uint32_t(set.hi) << L;
+#else
+    uint32_t found = 0;
+    for (int i = 0; i < L; i++) found |= uint32_t(set.lo[i] & 1) << i | uint32_t(set.hi[i] & 1) << (L + i);
+    return found;
+#endif
+}
 
 #ifdef __AVX512BF16__
 template <class P> INLINE __m512i narrow(P x) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)x.hi, (__m512)x.lo); }
 #endif
+#ifdef __AVX512BW__
+const uint16_t UPPER[2][32] = {
+#define BOTH(i) 0, i
+    {BOTH(0), BOTH(1), BOTH(2), BOTH(3), BOTH(4), BOTH(5), BOTH(6), BOTH(7), BOTH(8), BOTH(9), BOTH(10), BOTH(11), BOTH(12), BOTH(13),
+     BOTH(14), BOTH(15)},
+    {BOTH(16), BOTH(17), BOTH(18), BOTH(19), BOTH(20), BOTH(21), BOTH(22), BOTH(23), BOTH(24), BOTH(25), BOTH(26), BOTH(27), BOTH(28),
+     BOTH(29), BOTH(30), BOTH(31)},
+#undef BOTH
+};
+// 32 numbers of bf16 as two vectors: each becomes the upper half of a lane, by one operation a vector where loading them by halves takes two
+template <class P> INLINE P widened(__m512i words) {
+    const auto half = [words](int i) { return _mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_loadu_si512(UPPER[i]), words); };
+    return {decltype(P::lo)(half(0)), decltype(P::hi)(half(1))};
+}
+#endif
 
 // the first m elements
-template <bool FULL, class E> INLINE Pair load_two(const E* from, int m) { return {load<FULL>(from, m), load<FULL>(from + L, m - L)}; }
+template <bool FULL, class E> INLINE Pair load_two(const E* from, int m) {
+#ifdef __AVX512BW__
+    if constexpr (FULL && sizeof(E) == 2) return widened<Pair>(_mm512_loadu_si512(from));
+#endif
+    return {load<FULL>(from, m), load<FULL>(from + L, m - L)};
+}
 template <bool FULL, class E> INLINE void store_two(Pair x, E* to, int m) {
 #ifdef __AVX512BF16__  // which rounds two vectors at once
     if constexpr (FULL && sizeof(E) == 2) return _mm512_storeu_si512(to, narrow(x));
@@ -160,6 +227,9 @@ template <class E> INLINE void stream_two(Pair x, E* to) {
     stream(x.hi, to + L);
 }
 INLINE Pair rounded(Pair x) {  // as a result is
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+    if constexpr (sizeof(ELEMENT) == 2) return widened<Pair>(narrow(x));
+#endif
     ELEMENT narrow[BLOCK];
     store_two<true>(x, narrow, BLOCK);
     return load_two<true>(narrow, BLOCK);
@@ -204,14 +274,18 @@ inline Vector<double>::type exponential(Vector<double>::type x) {
 
 // the slope of the surrogate at x = u - threshold, and the derivative by alpha of its primitive (functional.SURROGATES)
 struct Slope {
-    const Pair alpha, factor, height;  // what is the same at every step
-    INLINE explicit Slope(Pair a) : alpha(a), factor(twice(all(A(M_PI / 2))) * a), height(twice(all(A(0.5))) * a) {}
-    INLINE Pair operator()(Pair x) const { return both(at, x, alpha, factor, height); }
+    Pair alpha{}, flat{}, steep{};  // what is the same at every step; of atan: 1/slope = flat + steep·x²
+    Slope() {}
+    INLINE explicit Slope(Pair a) : alpha(a), flat(both(flattest, a)), steep(twice(all(A(M_PI * M_PI / 2))) * a) {}
+    INLINE Pair operator()(Pair x) const { return both(at, x, alpha, flat, steep); }
 
-    static INLINE V at(V x, V a, V factor, V height) {
+    static INLINE V flattest(V a) {
+        const V most = 2 / a, bound = all(A(1e30));  // of alpha 0 the slope is next to nothing, and no 0/0
+        return most < bound ? most : bound;
+    }
+    static INLINE V at(V x, V a, V flat, V steep) {
 #if SURROGATE == 0  // atan
-        const V y = factor * x;
-        return height * inverse(1 + y * y);
+        return inverse(fused(steep, x * x, flat));
 #elif SURROGATE == 1  // qgate
         const V y = a - a * a * absolute(x);
         return y > 0 ? y : V{};
@@ -249,8 +323,9 @@ inline V alpha_slope(V x, V a) {
 #endif
 }
 
-inline Mask fires(V u, V threshold) { return STRICT ? u - threshold > 0 : u - threshold >= 0; }
-inline V after(V u, Mask fired, V threshold) { return HARD ? (fired ? V{} : u) : (fired ? u - threshold : u); }
+// a difference of floats is never rounded to zero: these are the signs of u − threshold
+INLINE Lanes fires(V u, V threshold) { return STRICT ? above(u, threshold) : at_least(u, threshold); }
+INLINE V after(V u, Lanes fired, V threshold) { return pick(fired, HARD ? V{} : u - threshold, u); }
 
 // ---- where blocks are ----
 
@@ -301,14 +376,17 @@ class Sums {
     const int kinds;
     int filled = 0;
     i64 channel = 0;
+    const i64 wide;  // of a kind
     std::vector<A> part;
+    A* const first;
 
   public:
     std::vector<double> total;
-    Sums(const Shape& shape, int kinds) : s(shape), kinds(kinds), part(kinds * width(), A(0)), total(kinds * shape.C, 0.0) {}
-    i64 width() const { return s.Q == 1 ? (s.C + BLOCK - 1) / BLOCK * BLOCK : BLOCK; }
+    Sums(const Shape& shape, int kinds)
+        : s(shape), kinds(kinds), wide(s.Q == 1 ? (s.C + BLOCK - 1) / BLOCK * BLOCK : BLOCK), part(kinds * wide, A(0)), first(part.data()),
+          total(kinds * shape.C, 0.0) {}
     INLINE void add(int kind, i64 channel, Pair x) {  // lanes behind the end of a row are zero
-        A* const to = part.data() + kind * width() + (s.Q == 1 ? channel : 0);
+        A* const to = first + kind * wide + (s.Q == 1 ? channel : 0);
         store_two<true>(load_two<true>(to, BLOCK) + x, to, BLOCK);
     }
     void begins(const Group& group) {
@@ -318,7 +396,7 @@ class Sums {
     }
     void flush() {
         for (int kind = 0; kind < kinds; kind++) {
-            const A* from = part.data() + kind * width();
+            const A* from = first + kind * wide;
             double* to = total.data() + kind * s.C;
             if (s.Q == 1)
                 for (i64 c = 0; c < s.C; c++) to[c] += from[c];
@@ -372,13 +450,26 @@ template <bool FULL> struct Reach {
         if (FULL && past) return stream_two(x, to + at);
         store_two<FULL>(x, to + at, group.length);
     }
+    INLINE void put_spikes(Two<Lanes> fired, ELEMENT* to, bool past) const {
+#ifdef __AVX512BW__
+        if constexpr (FULL && sizeof(ELEMENT) == 2) {
+            const __m512i spikes = _mm512_maskz_mov_epi16(bits(fired), _mm512_set1_epi16(0x3f80));
+            return past ? _mm512_stream_si512((__m512i*)(to + at), spikes) : _mm512_storeu_si512(to + at, spikes);
+        }
+#endif
+        put(choose(fired, twice(all(1)), Pair{}), to, past);
+    }
     INLINE Pair zeros_behind(Pair x) const { return {within<FULL>(x.lo, group.length), within<FULL>(x.hi, group.length - L)}; }
     // one value a channel (count = C) or one for all (count = 1)
     INLINE Pair spread(const A* from, i64 count) const {
         if (count == 1) return twice(all(from[0]));
         return lined ? load_two<FULL>(from + channel, group.length) : twice(all(from[channel]));
     }
-    INLINE Pair of_step(const A* from, i64 t) const { return spread(from + t * channels, channels == 1 ? 1 : channels); }
+    // one a step and channel
+    INLINE Pair of_step(const A* from, i64 t) const {
+        from += t * channels + channel;
+        return lined ? load_two<FULL>(from, group.length) : twice(all(*from));
+    }
 };
 
 // Goes through units begin … end − 1; work(group, full) has full as a type, so that whole blocks have code of their own.
@@ -410,7 +501,7 @@ void moments(const ELEMENT* x, const A* origin, double* out, i64 first, i64 last
                 for (i64 t = first; t < last; t++) {
                     const Pair d = r.get(x + t * r.step) - middle;
                     one = one + d;
-                    two = two + d * d;
+                    two = fused(d, d, two);
                 }
                 if (!r.lined && block + 1 < group.blocks) continue;
                 sums.add(0, r.channel, r.zeros_behind(one));
@@ -436,57 +527,54 @@ struct Arguments {
     i64 count[4];             // 1 or C values of each
 };
 
+// What a block of neurons is given at a step. Loops take a copy of it, which the compiler keeps in registers.
+template <bool LINE> struct Given {
+    Pair decay, gain, threshold, scale, shift;
+    INLINE Pair current(Pair x) const { return LINE ? scale * x + shift : x; }
+    INLINE Pair potential(Pair x, Pair v) const { return decay * v + gain * current(x); }
+    INLINE Two<Lanes> fired(Pair u) const { return both(fires, u, threshold); }
+    INLINE Pair rest(Pair u) const { return both(after, u, fired(u), threshold); }
+};
+
 // A group of a neuron layer. LINE: y = scale·x + shift, else y = x.
 template <bool FULL, bool LINE> struct Layer : Reach<FULL> {
     const Arguments& a;
     const ELEMENT* const x;
     const i64 x_step;
     const A *const rest_v, *const scales, *const shifts;
-    const bool per_step, same[4];  // same: a coefficient that all channels share
-    Pair decay{}, gain{}, threshold{}, alpha{}, scale{}, shift{};
+    const bool per_step, varied;  // varied: from block to block coefficients are others
+    Given<LINE> given{};
+    Pair alpha{};
 
     Layer(const Shape& s, const Arguments& a, const Group& group)
         : Reach<FULL>(s, group), a(a), x(a.x), x_step(a.x_step), rest_v(a.v), scales(a.scale), shifts(a.shift), per_step(a.S > 1),
-          same{a.count[0] == 1, a.count[1] == 1, a.count[2] == 1, a.count[3] == 1} {}
+          varied(this->lined && a.count[0] * a.count[1] * a.count[2] * a.count[3] > 1) {}
     INLINE void enter(bool first) {
         Reach<FULL>::enter();
         if (!first && !this->lined) return;
-        if (first || !same[0]) decay = this->spread(a.coefficient[0], a.count[0]);
-        if (first || !same[1]) gain = this->spread(a.coefficient[1], a.count[1]);
-        if (first || !same[2]) threshold = this->spread(a.coefficient[2], a.count[2]);
-        if (first || !same[3]) alpha = this->spread(a.coefficient[3], a.count[3]);
-        if (LINE) line(0);
+        if (first || varied) {
+            given.decay = this->spread(a.coefficient[0], a.count[0]);
+            given.gain = this->spread(a.coefficient[1], a.count[1]);
+            given.threshold = this->spread(a.coefficient[2], a.count[2]);
+            alpha = this->spread(a.coefficient[3], a.count[3]);
+        }
+        if (LINE) line(given, 0);
     }
-    INLINE void line(i64 t) {
-        scale = this->of_step(scales, t);
-        shift = this->of_step(shifts, t);
+    INLINE void line(Given<LINE>& to, i64 t) const {
+        to.scale = this->of_step(scales, t);
+        to.shift = this->of_step(shifts, t);
     }
     INLINE Pair input(i64 t) const { return this->get(x + t * x_step); }
-    INLINE Pair current(i64 t) {
-        if (!LINE) return input(t);
-        if (per_step) line(t);
-        return scale * input(t) + shift;
-    }
     INLINE Pair rest() const { return rest_v ? this->get(rest_v) : Pair{}; }
-    INLINE Pair potential(i64 t, Pair v) { return decay * v + gain * current(t); }
 };
 
-// Which lanes of a block are set, from the lowest bit on.
-INLINE uint32_t lanes(Two<Mask> set) {
-#ifdef __AVX512DQ__
-    if constexpr (L == 16) return _mm512_movepi32_mask((__m512i)set.lo) | uint32_t(_mm512_movepi32_mask((__m512i)set.hi)) << 16;
-#endif
-    uint32_t found = 0;
-    for (int i = 0; i < L; i++) found |= uint32_t(set.lo[i] & 1) << i | uint32_t(set.hi[i] & 1) << (L + i);
-    return found;
-}
-
 // PACKED: spikes are wanted as bits, in the order of memory; there are blocks of 32 elements only.
-template <bool LINE, bool PACKED> void forward(const Arguments& a, ELEMENT* spikes, uint32_t* bits, A* v_last, const Shape& s, int threads) {
+template <bool LINE, bool PACKED>
+void forward(const Arguments& a, ELEMENT* spikes, uint32_t* packed, A* v_last, const Shape& s, int threads) {
     const Groups groups(s);
     in_parallel(groups.units(), threads, [&](int, i64 begin, i64 end) {
         ELEMENT* const out = spikes;
-        uint32_t* const words = bits;
+        uint32_t* const words = packed;
         A* const last = v_last;
         const i64 T = s.T;
         const bool past = out && out != a.x && s.past(out);
@@ -494,15 +582,17 @@ template <bool LINE, bool PACKED> void forward(const Arguments& a, ELEMENT* spik
             Layer<full.value, LINE> b(s, a, group);
             for (i64 block = 0; block < group.blocks; block++) {
                 b.enter(block == 0);
+                Given<LINE> given = b.given;
                 Pair v = b.rest();
                 for (i64 t = 0; t < T; t++) {
-                    const Pair u = b.potential(t, v);
-                    const Two<Mask> fired = both(fires, u, b.threshold);
+                    if (LINE && b.per_step) b.line(given, t);
+                    const Pair u = given.potential(b.input(t), v);
+                    const Two<Lanes> fired = given.fired(u);
                     if (PACKED)
-                        words[(t * b.step + b.at) / 32] = lanes(fired);
+                        words[(t * b.step + b.at) / 32] = bits(fired);
                     else
-                        b.put(choose(fired, twice(all(1)), Pair{}), out + t * b.step, past);
-                    v = both(after, u, fired, b.threshold);
+                        b.put_spikes(fired, out + t * b.step, past);
+                    v = both(after, u, fired, given.threshold);
                 }
                 if (last) b.put(v, last);
             }
@@ -532,7 +622,7 @@ struct Back {
 
 struct Line {  // through a norm: scale·gy + slope·x + shift
     Pair scale, slope, shift;
-    INLINE Pair operator()(Pair gy, Pair x) const { return scale * gy + (slope * x + shift); }
+    INLINE Pair operator()(Pair gy, Pair x) const { return fused(scale, gy, fused(slope, x, shift)); }
     template <class R> INLINE static Line of(const R& r, const A* const* lines, i64 t) {
         return {r.of_step(lines[0], t), r.of_step(lines[1], t), r.of_step(lines[2], t)};
     }
@@ -562,6 +652,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
             for (i64 block = 0; block < group.blocks; block++) {
                 b.enter(block == 0);
                 if (block == 0 || b.lined) statistics(b, 0, found);
+                if (block == 0 || b.varied) found.slope = Slope(b.alpha);
                 if (MEANS && (block == 0 || b.channel == 0)) mean = to.to_mean(b.at, s.C);
                 one(b, found);
             }
@@ -576,37 +667,42 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
     struct Statistics {
         Line line;
         Pair mean;
+        Slope slope;
     };
 
     template <class B> INLINE void one(B& b, Statistics& found) {
         const i64 T = s.T;
         const Back to = this->to;
         Pair* const us = potentials.data();
-        const Slope slope(b.alpha);
         const ELEMENT* const grad_s = MEANS ? to.grad_s + mean : to.grad_s;
         const Pair share = twice(all(MEANS ? A(1) / A(to.factor * to.factor) : A(1)));
         Pair v = b.rest(), lam = to.grad_v ? b.get(to.grad_v) : Pair{}, whole{}, bias{}, weight{};
+        Given<LINE> given = b.given;
         for (i64 t = 0; t < T; t++) {  // the potentials again
-            const Pair u = us[t] = b.potential(t, v);
-            v = both(after, u, both(fires, u, b.threshold), b.threshold);
+            if (LINE && b.per_step) b.line(given, t);
+            const Pair u = us[t] = given.potential(b.input(t), v);
+            v = given.rest(u);
         }
         for (i64 t = T - 1; t >= 0; t--) {
-            const Pair u = us[t], x = u - b.threshold;
-            const Two<Mask> fired = both(fires, u, b.threshold);
+            const Pair u = us[t], x = u - given.threshold;
+            const Two<Lanes> fired = given.fired(u);
             Pair e = b.get(grad_s + t * to.grad_step);
             if (MEANS) e = e * share;
-            if (!DETACH) e = e - (HARD ? lam * u : lam * b.threshold);
-            const Pair h = e * slope(x), gu = (HARD ? choose(fired, Pair{}, lam) : lam) + h, gy = b.gain * gu;
-            if (COEFFICIENTS) learn(b, t, gu, e, h, x, lam, fired);
-            lam = THROUGH ? b.decay * gu : Pair{};
+            if (!DETACH) e = e - (HARD ? lam * u : lam * given.threshold);
+            const Pair slope = found.slope(x), gu = fused(e, slope, HARD ? choose(fired, Pair{}, lam) : lam), gy = given.gain * gu;
+            if (COEFFICIENTS) {
+                if (LINE && b.per_step) b.line(given, t);
+                learn(b, given, t, gu, e, e * slope, x, lam, fired);
+            }
+            lam = THROUGH ? given.decay * gu : Pair{};
             if (b.per_step) statistics(b, t, found);
             if (NORMS) {
-                const Pair apart = gy * (b.input(t) - found.mean);
+                const Pair apart = b.input(t) - found.mean;
                 if (b.per_step) {
                     sums.add(int(FIRST + 2 * t), b.channel, b.zeros_behind(gy));
-                    sums.add(int(FIRST + 2 * t + 1), b.channel, b.zeros_behind(apart));
+                    sums.add(int(FIRST + 2 * t + 1), b.channel, b.zeros_behind(gy * apart));
                 } else {
-                    bias = bias + gy, weight = weight + apart;
+                    bias = bias + gy, weight = fused(gy, apart, weight);
                 }
                 if (constant) whole = whole + gy;
                 if (to.gx && !constant) b.put(gy, to.gx + t * to.gx_step, past);
@@ -632,15 +728,12 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
         if (!NORMS && LINE) found.line = Line::of(b, to.line, t);
     }
 
-    template <class B> INLINE void learn(B& b, i64 t, Pair gu, Pair e, Pair h, Pair x, Pair lam, Two<Mask> fired) {
+    template <class B> INLINE void learn(B& b, const Given<LINE>& given, i64 t, Pair gu, Pair e, Pair h, Pair x, Pair lam, Two<Lanes> fired) {
         Pair before = b.rest();
-        if (t > 0) {
-            const Pair u = potentials[t - 1];
-            before = both(after, u, both(fires, u, b.threshold), b.threshold);
-        }
+        if (t > 0) before = given.rest(potentials[t - 1]);
         const Pair reset = HARD ? Pair{} : choose(fired, lam, Pair{});
         sums.add(0, b.channel, b.zeros_behind(gu * before));
-        sums.add(1, b.channel, b.zeros_behind(gu * b.current(t)));
+        sums.add(1, b.channel, b.zeros_behind(gu * given.current(b.input(t))));
         sums.add(2, b.channel, b.zeros_behind(-h - reset));
         sums.add(3, b.channel, b.zeros_behind(e * both(alpha_slope, x, b.alpha)));
     }
@@ -718,25 +811,48 @@ void spike_moments(const ELEMENT* x, double* mean, double* var, int per_step, i6
     }
 }
 
-// The gradients by a norm's bias and weight, [S,C] each, of Σgy and Σgy·(x − mean) [S,2,rows·C].
-void spike_norm_sums(const double* sums, const A* rstd, double* by_bias, double* by_weight, i64 rows, i64 S, i64 C) {
+// A batch norm by these statistics [means,C] as scale and shift, and its mean and rstd, [S,C] each, S the larger of means and weights: of
+// weight and bias there are [weights,C]. running, spread: running statistics [C] that are updated, or null; unbias: n/(n − 1).
+void spike_affine(const double* mean, const double* var, const A* weight, const A* bias, double eps, A* four, i64 means, i64 weights, i64 C,
+                  A* running, A* spread, i64* updates, double momentum, double unbias) {
+    const i64 S = std::max(means, weights);
+    for (i64 s = 0; s < S; s++)
+        for (i64 c = 0; c < C; c++) {
+            const i64 found = (means > 1 ? s * C : 0) + c, row = (weights > 1 ? s * C : 0) + c;
+            const double rstd = 1 / std::sqrt(var[found] + eps), scale = weight[row] * rstd;
+            A* const to = four + s * C + c;
+            to[0] = A(scale), to[S * C] = A(bias[row] - mean[found] * scale), to[2 * S * C] = A(mean[found]), to[3 * S * C] = A(rstd);
+        }
+    if (updates) ++*updates;
+    const auto toward = [m = A(momentum)](A from, A to) { return m < A(0.5) ? from + m * (to - from) : to - (to - from) * (1 - m); };
+    for (i64 i = 0; running && i < means * C; i++) {
+        const i64 c = i % C;
+        running[c] = toward(running[c], A(mean[i])), spread[c] = toward(spread[c], A(var[i] * unbias));
+    }
+}
+
+// The gradients by a norm's bias and weight, [2,S,C], twice, of Σgy and Σgy·(x − mean) [S,2,rows·C].
+void spike_norm_sums(const double* sums, const A* rstd, double* exact, A* found, i64 rows, i64 S, i64 C) {
     for (i64 s = 0; s < S; s++, sums += 2 * rows * C)
         for (i64 c = 0; c < C; c++) {
+            const i64 at = s * C + c;
             double bias = 0, weight = 0;
             for (i64 row = 0; row < rows; row++) bias += sums[row * C + c], weight += sums[(rows + row) * C + c];
-            by_bias[s * C + c] = bias, by_weight[s * C + c] = weight * rstd[s * C + c];
+            weight *= rstd[at];
+            exact[at] = bias, exact[S * C + at] = weight;
+            found[at] = A(bias), found[S * C + at] = A(weight);
         }
 }
 
-// scale, slope and shift [S,rows·C] each of gx = scale·gy + slope·x + shift, of Σgy and Σgy·x̂ over n values. shared: these, and through, are
-// [1,C] for all S.
-void spike_norm_line(const double* bias, const double* weight, double n, const A* scale, const A* through, const A* mean, const A* rstd,
-                     A* line, int shared, i64 rows, i64 S, i64 C) {
+// scale, slope and shift [S,rows·C] each of gx = scale·gy + slope·x + shift, of Σgy and Σgy·x̂ over n values: exact, [2,S,C]. shared: there
+// is [2,1,C] for all S, and through is the norm's without its weight.
+void spike_norm_line(const double* exact, double n, const A* scale, const A* through, const A* mean, const A* rstd, A* line, int shared,
+                     i64 rows, i64 S, i64 C) {
     for (i64 s = 0; s < S; s++)
         for (i64 c = 0; c < C; c++) {
-            const i64 at = s * C + c, sum = shared ? c : at;
-            const double slope = -double(through[at] * rstd[at]) * (weight[sum] / n);
-            const double shift = -double(through[at]) * (bias[sum] / n) - slope * double(mean[at]);
+            const i64 at = s * C + c, sum = shared ? c : at, sums = shared ? C : S * C;
+            const double slope = -double(through[at] * rstd[at]) * (exact[sums + sum] / n);
+            const double shift = -double(through[at]) * (exact[sum] / n) - slope * double(mean[at]);
             for (i64 row = 0; row < rows; row++) {
                 A* const to = line + (s * rows + row) * C + c;
                 to[0] = scale[at], to[S * rows * C] = A(slope), to[2 * S * rows * C] = A(shift);

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spiketrain import allocator
-from spiketrain.functional import SURROGATES, Rule, Total
+from spiketrain.functional import SURROGATES, Moments, Norm, Rule, Running, Total, unbias, wide
 from spiketrain.kernels import cpp
 from spiketrain.kernels.cpp import ELEMENTS
 from spiketrain.kernels.forms import Pieces
@@ -87,7 +87,7 @@ class _Rows:
 
     def spread(self, c: Tensor) -> Tensor:
         """Values a channel `[...,C]`; one value for all stays one."""
-        return c.repeat(*(1,) * (c.dim() - 1), self.rows) if self.rows > 1 and c.shape[-1] > 1 else c.contiguous()
+        return c.repeat(*(1,) * (c.dim() - 1), self.rows) if self.rows > 1 and c.dim() and c.shape[-1] > 1 else c.contiguous()
 
     def split(self, sums: Tensor) -> Tensor:
         """Sums `[...,C']` made with rows taken together, as `[rows,...,C]`."""
@@ -108,6 +108,21 @@ class _Given:
         )  # fmt: skip
 
 
+def _running(running: Running | None, found: Moments, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Where the statistics lie that `spike_affine` updates, and by how much; it knows one dtype, and other ones are updated here."""
+    if running is not None and {running.mean.dtype, running.var.dtype} == {dtype}:
+        torch.autograd.graph.increment_version((running.mean, running.var))
+        return *map(_p, (running.mean, running.var, running.updates)), *map(ctypes.c_double, (running.momentum, unbias(found.count)))
+    if running is not None:
+        running.update(found)
+    return *map(_p, [None] * 3), ctypes.c_double(), ctypes.c_double()
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as the passes read it."""
+    return x if x.dtype is dtype and x.is_contiguous() else x.detach().to(dtype).contiguous()
+
+
 def _at(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
@@ -119,15 +134,30 @@ def _p(x: Tensor | None) -> ctypes.c_void_p:
 def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of x `[T,P,C,Q]` by channel, float64 `[S,C]`; S = T where `per_step`, else 1."""
     rows = _Rows(x)
-    steps = x[:1] if x.stride(0) == 0 else x
+    steps = x[:1] if len(x) > 1 and x.stride(0) == 0 else x
     mean, var = torch.empty(2, len(steps) if per_step else 1, x.shape[2], dtype=torch.float64)
     library(rule, x.dtype).spike_moments(_p(steps), _p(mean), _p(var), int(per_step), *_numbers(rows.rows), *rows.sizes(steps))
     return mean, var
 
 
-def packs(x: Tensor) -> bool:
-    """Whether `forward` can give the spikes of such an x `[T,P,C,Q]` as bits."""
-    return x.dtype is not torch.float64 and x.shape[2] % BLOCK == 0 and x.shape[3] == 1
+def affine(found: Moments, norm: Norm, dtype: torch.dtype, rule: Rule) -> tuple[Affine, Affine]:
+    """`functional.line` of currents of this dtype, and the mean and rstd that it is made of, as the passes take them; updates what is
+    running.
+    """
+    weight, bias = _plain(norm.weight, wide(dtype)), _plain(norm.bias, wide(dtype))
+    means, channels = found.mean.shape
+    weights = weight.numel() // channels
+    four = torch.empty(4, max(means, weights), channels, dtype=weight.dtype)
+    given = *map(_p, (found.mean, found.var, weight, bias)), ctypes.c_double(norm.eps), _p(four)
+    library(rule, dtype).spike_affine(*given, *_numbers(means, weights, channels), *_running(norm.running, found, weight.dtype))
+    scale, shift, mean, rstd = four.unbind()
+    return (scale, shift), (mean, rstd) if means >= weights else (mean[:means], rstd[:means])
+
+
+def packs(shape: tuple[int, int, int], dtype: torch.dtype) -> bool:
+    """Whether `forward` can give the spikes of steps of (P, C, Q) as bits."""
+    _, c, q = shape
+    return dtype is not torch.float64 and c % BLOCK == 0 and q == 1
 
 
 def forward(
@@ -170,16 +200,16 @@ def backward(
     if gx is None and not pieces:
         gx = allocator.empty((1 if scan.constant else x.shape[0], *x.shape[1:]), x.dtype)
     gv = None if v is None else torch.empty_like(v)
-    learned = torch.zeros(4, scan.rows.shape[1], dtype=torch.float64) if any(needs) else None
+    learned = scan.sums(4) if any(needs) else None
     line: tuple[Tensor, ...] = ()
     by_weight: Tensor | None = None
     by_bias: Tensor | None = None
     if stats is not None and affine is not None:
-        mean, rstd = (part.expand_as(affine[0]).contiguous() for part in stats)
-        norms = torch.zeros(len(mean), 2, scan.rows.shape[1], dtype=torch.float64)
+        mean, rstd = (part if len(part) == len(affine[0]) else part.expand_as(affine[0]).contiguous() for part in stats)
+        norms = scan.sums(len(mean), 2)
         scan.run(None if twice else gx, None if twice else gv, learned, mean=scan.rows.spread(mean), norms=norms)
         numbers = math.prod(x.shape[1 if scan.constant else 0 :]) / x.shape[2] / len(stats[0])
-        given = norms, mean, rstd, affine[0].contiguous(), weight, total or _alone, count or numbers
+        given = norms, mean, rstd, affine[0], weight, total or _alone, count or numbers
         line, by_bias, by_weight = _through_norm(*given, scan.rows, library(rule, x.dtype))
     if gx is not None and line and not twice:
         scan.through_norm(gx, more, line)
@@ -211,10 +241,19 @@ class _Backward:
         self, gx: Tensor | None, gv: Tensor | None, learned: Tensor | None, line: tuple[Tensor, ...] = (), mean: Tensor | None = None,
         norms: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """One pass: fills gx and gv where they are wanted, and adds to the sums."""
+        """One pass: fills gx and gv where they are wanted, and the sums."""
+        totals = learned, norms
         for cut in self.cuts:
             x = _some(self.x, *cut, self.images)
-            self._one(x, cut, _some(gx, *cut, self.images), _some(gv, *cut, self.images, 0), learned, line, mean, norms)
+            sums = totals if len(self.cuts) == 1 else [None if total is None else torch.empty_like(total) for total in totals]
+            self._one(x, cut, _some(gx, *cut, self.images), _some(gv, *cut, self.images, 0), line, mean, *sums)
+            for total, found in zip(totals, sums, strict=True):
+                if total is not None and found is not None and total is not found:
+                    total.add_(found)
+
+    def sums(self, *kinds: int) -> Tensor:
+        """Of so many kinds, for `run` to fill."""
+        return (torch.empty if len(self.cuts) == 1 else torch.zeros)(*kinds, self.rows.shape[1], dtype=torch.float64)
 
     def through_norm(self, gx: Tensor, more: Tensor | None, line: tuple[Tensor, ...]) -> None:
         """gx, which holds gy, becomes the gradient by x."""
@@ -228,27 +267,23 @@ class _Backward:
 
         def make(first: int, last: int) -> Tensor:
             x: Tensor = _some(self.x, first, last, self.images)
-            self._one(x, (first, last), x, None, None, line, None, None)
+            self._one(x, (first, last), x, None, line)
             return x
 
         assert isinstance(self.x, Pieces)
         return dataclasses.replace(self.x, make=make, some=self.some)
 
     def _one(
-        self, x: Tensor, cut: tuple[int, int], gx: Tensor | None, gv: Tensor | None, learned: Tensor | None, line: tuple[Tensor, ...],
-        mean: Tensor | None, norms: Tensor | None,
+        self, x: Tensor, cut: tuple[int, int], gx: Tensor | None, gv: Tensor | None, line: tuple[Tensor, ...], mean: Tensor | None = None,
+        learned: Tensor | None = None, norms: Tensor | None = None,
     ) -> None:  # fmt: skip
         grad_s, grad_v = _some(self.grad_s, *cut, self.images), _some(self.grad_v, *cut, self.images, 0)
         given = _Given(_Rows(x), x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
-        sums = [None if total is None else torch.empty_like(total) for total in (learned, norms)]
         back = _Back(
             _at(grad_s), grad_s.stride(0), *self.pooled, _at(grad_v), _at(mean), (ctypes.c_void_p * 3)(*map(_at, line or (None,) * 3)),
-            _at(gx), 0 if gx is None else gx.stride(0), _at(gv), *map(_at, sums),
+            _at(gx), 0 if gx is None else gx.stride(0), _at(gv), _at(learned), _at(norms),
         )  # fmt: skip
         library(self.rule, x.dtype).spike_backward(ctypes.byref(given.arguments), ctypes.byref(back), *given.sizes)
-        for total, found in zip((learned, norms), sums, strict=True):
-            if total is not None and found is not None:
-                total.add_(found)
 
 
 def _some(x: Tensor | Pieces | None, first: int, last: int, images: int, axis: int = 1) -> Any:
@@ -267,12 +302,14 @@ def _through_norm(
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:  # fmt: skip
     """a, b and c `[S,rows·C]` of gx = a·gy + b·x + c, and the gradients by the norm's bias and weight, of Σgy and Σgy·(x − mean)."""
     sizes = _numbers(rows.rows, *mean.shape)
-    by_bias, by_weight = ours = torch.empty(2, *mean.shape, dtype=torch.float64)
-    passes.spike_norm_sums(*map(_p, (norms, rstd, by_bias, by_weight)), *sizes)
+    ours = torch.empty(2, *mean.shape, dtype=torch.float64)
+    found = torch.empty(2, *mean.shape, dtype=mean.dtype)
+    passes.spike_norm_sums(*map(_p, (norms, rstd, ours, found)), *sizes)
     shared = total(ours if weight is None else (ours * weight).sum(1, keepdim=True))
     line = torch.empty(3, len(mean), mean.shape[1] * rows.rows, dtype=mean.dtype)
-    given = *map(_p, shared.unbind()), ctypes.c_double(count), *map(_p, (scale, scale if weight is None else rstd, mean, rstd, line))
+    given = _p(shared.contiguous()), ctypes.c_double(count), *map(_p, (scale, scale if weight is None else rstd, mean, rstd, line))
     passes.spike_norm_line(*given, int(weight is not None), *sizes)
+    by_bias, by_weight = found.unbind()
     return line.unbind(), by_bias, by_weight
 
 
