@@ -223,11 +223,20 @@ def resume(optimizer: torch.optim.Optimizer, scheduler: Any, average: nn.Module 
     """The checkpoint's state into optimiser, schedule and average of weights; `UserError` where it is that of others."""
     try:
         optimizer.load_state_dict(state.optimizer)
+        _lie_as_weights(optimizer)
         scheduler.load_state_dict(state.scheduler)
         if average:
             average.load_state_dict(state.ema)
     except Exception as error:  # what torch and timm raise at the state of another is not listed
         raise UserError(f"{path}: its optimiser's state does not fit ({one_line(error)[:120]}): remove it to use an older one") from error
+
+
+def _lie_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """A weight's state in the order of memory that the weight has: torch's fused optimisers go through both without a look at strides."""
+    for weight, state in optimizer.state.items():
+        for name, x in state.items():
+            if isinstance(x, Tensor) and x.shape == weight.shape and x.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=x.dtype).copy_(x)
 
 
 def _into(network: nn.Module, weights: dict[str, Tensor], file: Path) -> None:

@@ -1,11 +1,14 @@
 """What accurate recipes are made of: integer training, weights to begin with, mirrored by turns, a curriculum of T, small images first."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import spiketrain as st
-from spiketrain import assemble, initial, unroll
+from spiketrain import assemble, checkpoint, initial, unroll
 from spiketrain.cli import main
 from spiketrain.data.image_augment import crop_and_flip, scaled
 from spiketrain.data.images import in_memory
@@ -109,6 +112,40 @@ def test_muon_iterates_as_often_as_asked(asked, done):
     recipe, data = made(optimizer="muon", ns_steps=asked)
     optimizer, _ = assemble.make_optimizer(recipe, assemble.build_network(recipe, data, CPU), 4)
     assert {group["ns_steps"] for group in optimizer.param_groups} == {done}
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "momentum"])
+def test_weights_are_updated_in_one_pass_and_rightly(name, resumed):
+    """Also where the state of a checkpoint lies in another order than the weight."""
+    recipe, _ = made(optimizer=name, weight_decay=0.1)
+    draw = torch.Generator().manual_seed(2)
+    first, grads = (torch.randn(n, 24, 16, 3, 3, generator=draw) for n in (1, 5))
+
+    def trained(fused):
+        layer = nn.Conv2d(16, 24, 3, bias=False).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            layer.weight.copy_(first[0])
+        optimizer, scheduler = assemble.make_optimizer(recipe, layer, 4)
+        for group in optimizer.param_groups:  # past the warm-up
+            group["lr"] = 0.1
+        if not fused:
+            optimizer = type(optimizer)([{**g, "fused": None, "foreach": False} for g in optimizer.param_groups])
+        for i, grad in enumerate(grads):
+            if resumed and i == 3:
+                state = optimizer.state_dict()
+                for of_weight in state["state"].values():
+                    of_weight |= {k: v.contiguous() for k, v in of_weight.items() if isinstance(v, torch.Tensor)}
+                kept = SimpleNamespace(optimizer=state, scheduler=scheduler.state_dict(), ema={})
+                checkpoint.resume(optimizer, scheduler, None, kept, Path("there"))
+            layer.weight.grad = grad.to(memory_format=torch.channels_last)
+            optimizer.step()
+        return optimizer, layer.weight.detach()
+
+    (fused, ours), (plain, theirs) = trained(True), trained(False)
+    assert [{g["fused"] for g in o.param_groups} for o in (fused, plain)] == [{True}, {None}]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert float((ours - first[0]).abs().max()) > 0.05
 
 
 def test_every_image_is_seen_from_both_sides_in_two_epochs():

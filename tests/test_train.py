@@ -76,8 +76,9 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-def test_resuming_equals_never_having_stopped(tmp_path, monkeypatch):
-    recipe = st.recipes.get("digits").but(**EVERYTHING)
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "channels_last": True}], ids=["nadamw", "fused"])
+def test_resuming_equals_never_having_stopped(changes, tmp_path, monkeypatch):
+    recipe = st.recipes.get("digits").but(**EVERYTHING | changes)
     whole = st.train(recipe, output=tmp_path / "whole", device="cpu", quiet=True)
 
     seen = 0
