@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import io
+import pickle
 
 import pytest
 import torch
@@ -36,6 +38,21 @@ def test_whoever_does_not_know_a_form_is_given_numbers():
     assert torch.equal(lazy + 1, spikes + 1) and torch.equal(torch.cat([lazy, lazy]), torch.cat([spikes, spikes]))
     assert lazy.sum() == spikes.sum() and torch.equal(lazy[2:4], spikes[2:4]) and torch.equal(lazy.clone(), spikes)
     assert torch.equal(copy.deepcopy(spikes), lazy.contiguous() * 1) and "Bits" in repr(lazy)
+
+
+def test_what_is_no_operation_is_of_the_numbers_or_says_that_it_cannot():
+    spikes = drawn(2, 32, 3, 3)
+    lazy = as_bits(spikes)
+    assert lazy.tolist() == spikes.tolist() and (as_bits(spikes.float()).numpy() == spikes.float().numpy()).all()
+    file = io.BytesIO()
+    torch.save({"spikes": lazy}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)["spikes"]
+    for other in (copy.deepcopy(lazy), pickle.loads(pickle.dumps(lazy)), loaded):
+        assert not isinstance(other, Lazy) and torch.equal(other, spikes)
+    for cannot in (lazy.share_memory_, lazy.data_ptr):
+        with pytest.raises(NotImplementedError, match="clone it first"):
+            cannot()
 
 
 def test_views_keep_the_form():

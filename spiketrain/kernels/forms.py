@@ -93,6 +93,30 @@ class Lazy(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Lazy({type(self.form).__name__}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
+    # What torch does with memory and not by an operation: of the numbers, outside of any graph.
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """As `Tensor.numpy`."""
+        return dense(self).numpy(force=force)
+
+    def tolist(self) -> Any:
+        """As `Tensor.tolist`."""
+        return dense(self).tolist()  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: Any) -> Tensor:  # type: ignore[override]
+        return dense(self).clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dense(self).__reduce_ex__(protocol)
+
+    def data_ptr(self) -> int:
+        """There is no address."""
+        raise NotImplementedError(f"what lies in memory as {type(self.form).__name__} has no numbers there: clone it first")
+
+    def share_memory_(self) -> "Lazy":
+        """Nor can it be shared."""
+        raise NotImplementedError(f"what lies in memory as {type(self.form).__name__} cannot be shared: clone it first")
+
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
