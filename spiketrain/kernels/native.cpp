@@ -432,20 +432,29 @@ template <bool FULL> inline V within(V x, int m) {
     return x;
 }
 
+// So many blocks and steps before it is needed memory is asked for a block: the processor itself looks ahead in fewer places than there are
+// steps and tensors.
+const i64 AHEAD = 32;
+
 // A group and how to reach what belongs to its blocks; `enter` goes to one of them. FULL: they have BLOCK elements.
 template <bool FULL> struct Reach {
     const Group group;
-    const i64 channels, step;
+    const i64 channels, step, far;
     const bool lined;  // channels lie side by side: a vector has a value for each of its lanes
     i64 at, channel;   // of the block that was entered
 
     Reach(const Shape& s, const Group& group)
-        : group(group), channels(s.C), step(s.step()), lined(s.Q == 1), at(group.at - BLOCK), channel(group.channel - BLOCK) {}
+        : group(group), channels(s.C), step(s.step()), far(BLOCK * std::max<i64>(1, AHEAD / s.T)), lined(s.Q == 1), at(group.at - BLOCK), channel(group.channel - BLOCK) {}
     INLINE void enter() {
         at += BLOCK;
         channel = !lined ? group.channel : channel + BLOCK >= channels ? 0 : channel + BLOCK;
     }
     template <class E> INLINE Pair get(const E* from) const { return load_two<FULL>(from + at, group.length); }
+    // Asks memory for what `get` will want after so many blocks.
+    template <class E> INLINE void fetch(const E* from) const {
+        const char* const line = reinterpret_cast<const char*>(from + at + far);
+        for (int i = 0; i < BLOCK * int(sizeof(E)); i += 64) __builtin_prefetch(line + i);
+    }
     template <class E> INLINE void put(Pair x, E* to, bool past = false) const {
         if (FULL && past) return stream_two(x, to + at);
         store_two<FULL>(x, to + at, group.length);
@@ -499,6 +508,7 @@ void moments(const ELEMENT* x, const A* origin, double* out, i64 first, i64 last
                 r.enter();
                 if (block == 0 || r.lined) middle = r.of_step(origin, 0);
                 for (i64 t = first; t < last; t++) {
+                    r.fetch(x + t * r.step);
                     const Pair d = r.get(x + t * r.step) - middle;
                     one = one + d;
                     two = fused(d, d, two);
@@ -586,6 +596,7 @@ void forward(const Arguments& a, ELEMENT* spikes, uint32_t* packed, A* v_last, c
                 Pair v = b.rest();
                 for (i64 t = 0; t < T; t++) {
                     if (LINE && b.per_step) b.line(given, t);
+                    b.fetch(b.x + t * b.x_step);
                     const Pair u = given.potential(b.input(t), v);
                     const Two<Lanes> fired = given.fired(u);
                     if (PACKED)
@@ -680,6 +691,8 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
         Given<LINE> given = b.given;
         for (i64 t = 0; t < T; t++) {  // the potentials again
             if (LINE && b.per_step) b.line(given, t);
+            b.fetch(b.x + t * b.x_step);
+            b.fetch(grad_s + t * to.grad_step);
             const Pair u = us[t] = given.potential(b.input(t), v);
             v = given.rest(u);
         }
@@ -751,6 +764,8 @@ void through_norm(const ELEMENT* x, ELEMENT* gx, const ELEMENT* more, const A* c
                 r.enter();
                 for (i64 t = 0; t < s.T; t++) {
                     if (S > 1 || (t == 0 && (block == 0 || r.lined))) through = Line::of(r, line, S > 1 ? t : 0);
+                    r.fetch(gx + t * r.step);
+                    r.fetch(x + t * r.step);
                     const Pair g = through(r.get(gx + t * r.step), r.get(x + t * r.step));
                     r.put(MORE ? g + r.get(more + t * r.step) : g, gx + t * r.step);
                 }
