@@ -52,7 +52,7 @@ def choose(kernel: str, x: Tensor, rule: Rule) -> str:
     if kernel == "reference" or (kernel == "auto" and x.numel() < WORTH_COMPILING):
         return "reference"
     if kernel == "auto":
-        fast = _triton_found() if x.is_cuda else x.device.type == "cpu" and native.available(rule, x.dtype)
+        fast = _triton_found() if x.is_cuda else x.is_cpu and native.available(rule, x.dtype)
         return ("triton" if x.is_cuda else "compiled") if fast else "reference"
     if kernel == "triton":
         if not _triton_found() or not (x.is_cuda or os.environ.get("TRITON_INTERPRET")):

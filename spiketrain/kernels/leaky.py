@@ -152,10 +152,10 @@ class _Fire(torch.autograd.Function):
     ) -> tuple[Any, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
         layout = Layout.of(x, norm is not None or any(isinstance(c, Tensor) and c.dim() == 1 for c in coefficients))
-        flat, dtype = layout.flat(x), wide(x.dtype)
+        flat, dtype, device = layout.flat(x), wide(x.dtype), x.device
         found = None if norm is None else _moments(passes, flat, norm, rule)
         affine, ctx.stats = (None, None) if found is None or norm is None else passes.affine(found, norm, x.dtype, rule)
-        values = tuple(_tensor(c, x.device, dtype) for c in coefficients)
+        values = tuple(_tensor(c, device, dtype) for c in coefficients)
         rest = None if v is None else layout.flat(v[None].to(dtype))[0].contiguous()
         ctx.over = {"over": True} if anew and passes.OVER and len(x) == steps else {}
         packed = packed and passes.packs(layout.shape, x.dtype)
@@ -167,7 +167,7 @@ class _Fire(torch.autograd.Function):
         ctx.anew, ctx.many = anew and replace(anew, kept=()), len(kept)
         ctx.save_for_backward(*kept, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
         ctx.passes, ctx.layout, ctx.steps, ctx.rule, ctx.norm = passes, layout, steps, rule, norm
-        ctx.constant, ctx.dtype, ctx.device = len(x) < steps, x.dtype, x.device
+        ctx.constant, ctx.dtype = len(x) < steps, x.dtype
         ctx.count, ctx.affine, ctx.values = found and found.count, affine, values
         spikes = Lazy(Bits(spikes, layout.like(steps, x.dtype), passes)) if packed else layout.back(spikes)
         return spikes, None if last is None else layout.back(last[None])[0], found, x if along else None
@@ -187,7 +187,7 @@ class _Fire(torch.autograd.Function):
             shared = ctx.anew and ctx.anew.itself and _is_shared(kept[0])
             x = _seen(layout.flat(kept[0] if ctx.anew is None else ctx.anew.make(*kept)), ctx.steps)
             del kept
-        grad_s, pooled = _by_spikes(ctx.steps, ctx.dtype, layout, grads[0], pieces, ctx.device)
+        grad_s, pooled = _by_spikes(ctx.steps, ctx.dtype, layout, grads[0], pieces, ctx.values[0])
         grad_v = None if grads[1] is None else layout.flat(grads[1][None])[0].contiguous()
         ours = (None, 0.0) if norm is None else (norm.total, ctx.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ()))
         needed = ctx.anew and ctx.anew.itself and (shared or _graph_is_kept() or isinstance(grad_s, Pieces))
@@ -240,14 +240,14 @@ def _made(
 
 
 def _by_spikes(
-    steps: int, dtype: torch.dtype, layout: Layout, grad: Tensor | None, pieces: bool, device: torch.device
+    steps: int, dtype: torch.dtype, layout: Layout, grad: Tensor | None, pieces: bool, like: Tensor
 ) -> tuple[Tensor | Pieces, dict[str, Any]]:
     """The gradient by spikes `[T,P,C,Q]` as `passes.backward` takes it, and with the keyword `pooled` where it is that by means of spikes.
 
-    pieces: whether the passes can take pieces, and means.
+    pieces: whether the passes can take pieces, and means; like: a tensor of that device.
     """
     if grad is None:
-        return torch.zeros((steps, *layout.shape), dtype=dtype, device=device), {}
+        return torch.zeros((steps, *layout.shape), dtype=dtype, device=like.device), {}
     grad = grad if grad.dtype is dtype else grad.to(dtype)
     form = grad.form if isinstance(grad, Lazy) else None  # all its images, whichever axes are seen
     if pieces and isinstance(form, Spread):

@@ -50,21 +50,34 @@ def library(rule: Rule, dtype: torch.dtype) -> ctypes.CDLL:
         "SURROGATE": list(SURROGATES).index(rule.surrogate), "HARD": int(rule.reset == "hard"), "DETACH": int(rule.detach),
         "STRICT": int(rule.strict), "THROUGH": int(rule.through_time), "ELEMENT": ELEMENTS[dtype],
     }  # fmt: skip
-    return cpp.load("native", macros)
+    found = cpp.load("native", macros)
+    for name, arguments in _ARGUMENTS.items():
+        getattr(found, name).argtypes = arguments
+    return found
+
+
+_P, _N, _D, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+_SIZES = _N, _N, _N, _N, _I
+_ARGUMENTS = {
+    "spike_moments": (_P, _P, _P, _I, _N, *_SIZES), "spike_affine": (*[_P] * 4, _D, _P, _N, _N, _N, _P, _P, _P, _D, _D),
+    "spike_norm_sums": (*[_P] * 4, _N, _N, _N), "spike_norm_line": (_P, _D, *[_P] * 5, _I, _N, _N, _N),
+    "spike_forward": (*[_P] * 4, *_SIZES), "spike_backward": (_P, _P, *_SIZES), "spike_through_norm": (*[_P] * 6, _N, *_SIZES),
+    "spike_pack": (_P, _P, _N, _I), "spike_unpack": (_P, _P, _N, _I),
+}  # fmt: skip
+"""Of each function of `native.cpp`."""
+_Three, _Four, _Counts = _P * 3, _P * 4, _N * 4
 
 
 class _Arguments(ctypes.Structure):
     _fields_ = (
-        ("x", ctypes.c_void_p), ("x_step", ctypes.c_int64), ("v", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("shift", ctypes.c_void_p),
-        ("S", ctypes.c_int64), ("coefficient", ctypes.c_void_p * 4), ("count", ctypes.c_int64 * 4),
+        ("x", _P), ("x_step", _N), ("v", _P), ("scale", _P), ("shift", _P), ("S", _N), ("coefficient", _Four), ("count", _Counts),
     )  # fmt: skip
 
 
 class _Back(ctypes.Structure):
     _fields_ = (
-        ("grad_s", ctypes.c_void_p), ("grad_step", ctypes.c_int64), ("width", ctypes.c_int64), ("factor", ctypes.c_int64),
-        ("grad_v", ctypes.c_void_p), ("mean", ctypes.c_void_p), ("line", ctypes.c_void_p * 3), ("gx", ctypes.c_void_p),
-        ("gx_step", ctypes.c_int64), ("gv", ctypes.c_void_p), ("coefficient_sums", ctypes.c_void_p), ("norm_sums", ctypes.c_void_p),
+        ("grad_s", _P), ("grad_step", _N), ("width", _N), ("factor", _N), ("grad_v", _P), ("mean", _P), ("line", _Three), ("gx", _P),
+        ("gx_step", _N), ("gv", _P), ("coefficient_sums", _P), ("norm_sums", _P),
     )  # fmt: skip
 
 
@@ -81,9 +94,9 @@ class _Rows:
         """A sequence `[T,P,C,Q]` so."""
         return x[:1].view(1, *self.shape).expand(len(x), *self.shape) if len(x) > 1 and x.stride(0) == 0 else x.view(-1, *self.shape)
 
-    def sizes(self, x: Tensor) -> list[Any]:
+    def sizes(self, x: Tensor) -> tuple[int, ...]:
         """T, P, C, Q and the number of threads as a pass takes them."""
-        return [*map(ctypes.c_int64, (len(x), *self.shape)), torch.get_num_threads()]
+        return len(x), *self.shape, torch.get_num_threads()
 
     def spread(self, c: Tensor) -> Tensor:
         """Values a channel `[...,C]`; one value for all stays one."""
@@ -104,7 +117,7 @@ class _Given:
         self.sizes = rows.sizes(x)
         self.arguments = _Arguments(
             x.data_ptr(), x.stride(0) if len(x) > 1 else 0, _at(v), _at(scale), _at(shift), 1 if scale is None else len(scale),
-            (ctypes.c_void_p * 4)(*map(_at, four)), (ctypes.c_int64 * 4)(*(c.numel() for c in four)),
+            _Four(*map(_at, four)), _Counts(*(c.numel() for c in four)),
         )  # fmt: skip
 
 
@@ -112,10 +125,10 @@ def _running(running: Running | None, found: Moments, dtype: torch.dtype) -> tup
     """Where the statistics lie that `spike_affine` updates, and by how much; it knows one dtype, and other ones are updated here."""
     if running is not None and {running.mean.dtype, running.var.dtype} == {dtype}:
         torch.autograd.graph.increment_version((running.mean, running.var))
-        return *map(_p, (running.mean, running.var, running.updates)), *map(ctypes.c_double, (running.momentum, unbias(found.count)))
+        return *map(_at, (running.mean, running.var, running.updates)), running.momentum, unbias(found.count)
     if running is not None:
         running.update(found)
-    return *map(_p, [None] * 3), ctypes.c_double(), ctypes.c_double()
+    return None, None, None, 0.0, 0.0
 
 
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,16 +140,12 @@ def _at(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _p(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(_at(x))
-
-
 def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of x `[T,P,C,Q]` by channel, float64 `[S,C]`; S = T where `per_step`, else 1."""
     rows = _Rows(x)
     steps = x[:1] if len(x) > 1 and x.stride(0) == 0 else x
     mean, var = torch.empty(2, len(steps) if per_step else 1, x.shape[2], dtype=torch.float64)
-    library(rule, x.dtype).spike_moments(_p(steps), _p(mean), _p(var), int(per_step), *_numbers(rows.rows), *rows.sizes(steps))
+    library(rule, x.dtype).spike_moments(_at(steps), _at(mean), _at(var), per_step, rows.rows, *rows.sizes(steps))
     return mean, var
 
 
@@ -148,8 +157,8 @@ def affine(found: Moments, norm: Norm, dtype: torch.dtype, rule: Rule) -> tuple[
     means, channels = found.mean.shape
     weights = weight.numel() // channels
     four = torch.empty(4, max(means, weights), channels, dtype=weight.dtype)
-    given = *map(_p, (found.mean, found.var, weight, bias)), ctypes.c_double(norm.eps), _p(four)
-    library(rule, dtype).spike_affine(*given, *_numbers(means, weights, channels), *_running(norm.running, found, weight.dtype))
+    given = *map(_at, (found.mean, found.var, weight, bias)), norm.eps, _at(four), means, weights, channels
+    library(rule, dtype).spike_affine(*given, *_running(norm.running, found, weight.dtype))
     scale, shift, mean, rstd = four.unbind()
     return (scale, shift), (mean, rstd) if means >= weights else (mean[:means], rstd[:means])
 
@@ -173,8 +182,8 @@ def forward(
     spikes = allocator.empty((x.numel() // 8,), torch.uint8) if packed else x if over else allocator.empty(x.shape, x.dtype)
     last = x.new_empty(x.shape[1:], dtype=coefficients[0].dtype) if keep else None
     given = _Given(rows, x, v, affine, coefficients)
-    where = (None, spikes) if packed else (spikes, None)
-    library(rule, x.dtype).spike_forward(ctypes.byref(given.arguments), *map(_p, where), _p(last), *given.sizes)
+    where = (None, _at(spikes)) if packed else (_at(spikes), None)
+    library(rule, x.dtype).spike_forward(ctypes.byref(given.arguments), *where, _at(last), *given.sizes)
     return spikes, last
 
 
@@ -257,10 +266,10 @@ class _Backward:
 
     def through_norm(self, gx: Tensor, more: Tensor | None, line: tuple[Tensor, ...]) -> None:
         """gx, which holds gy, becomes the gradient by x."""
-        run, steps = library(self.rule, self.x.dtype).spike_through_norm, ctypes.c_int64(len(line[0]))
+        run, lines = library(self.rule, self.x.dtype).spike_through_norm, [*map(_at, line), len(line[0])]
         for cut in self.cuts if isinstance(self.x, Pieces) else [(0, self.images)]:
             x, there, added = (_some(part, *cut, self.images) for part in (self.x, gx, more))
-            run(_p(x), _p(there), _p(added), *map(_p, line), steps, *_Rows(there).sizes(there))
+            run(_at(x), _at(there), _at(added), *lines, *_Rows(there).sizes(there))
 
     def pieces(self, line: tuple[Tensor, ...]) -> Pieces:
         """The gradient by x, made as x is, in the place of that."""
@@ -280,7 +289,7 @@ class _Backward:
         grad_s, grad_v = _some(self.grad_s, *cut, self.images), _some(self.grad_v, *cut, self.images, 0)
         given = _Given(_Rows(x), x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
         back = _Back(
-            _at(grad_s), grad_s.stride(0), *self.pooled, _at(grad_v), _at(mean), (ctypes.c_void_p * 3)(*map(_at, line or (None,) * 3)),
+            _at(grad_s), grad_s.stride(0), *self.pooled, _at(grad_v), _at(mean), _Three(*map(_at, line)),
             _at(gx), 0 if gx is None else gx.stride(0), _at(gv), _at(learned), _at(norms),
         )  # fmt: skip
         library(self.rule, x.dtype).spike_backward(ctypes.byref(given.arguments), ctypes.byref(back), *given.sizes)
@@ -301,14 +310,16 @@ def _through_norm(
     passes: ctypes.CDLL,
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:  # fmt: skip
     """a, b and c `[S,rows·C]` of gx = a·gy + b·x + c, and the gradients by the norm's bias and weight, of Σgy and Σgy·(x − mean)."""
-    sizes = _numbers(rows.rows, *mean.shape)
+    sizes = rows.rows, *mean.shape
     ours = torch.empty(2, *mean.shape, dtype=torch.float64)
     found = torch.empty(2, *mean.shape, dtype=mean.dtype)
-    passes.spike_norm_sums(*map(_p, (norms, rstd, ours, found)), *sizes)
+    passes.spike_norm_sums(*map(_at, (norms, rstd, ours, found)), *sizes)
     shared = total(ours if weight is None else (ours * weight).sum(1, keepdim=True))
     line = torch.empty(3, len(mean), mean.shape[1] * rows.rows, dtype=mean.dtype)
-    given = _p(shared.contiguous()), ctypes.c_double(count), *map(_p, (scale, scale if weight is None else rstd, mean, rstd, line))
-    passes.spike_norm_line(*given, int(weight is not None), *sizes)
+    shared = shared.contiguous()
+    passes.spike_norm_line(
+        _at(shared), count, *map(_at, (scale, scale if weight is None else rstd, mean, rstd, line)), weight is not None, *sizes
+    )
     by_bias, by_weight = found.unbind()
     return line.unbind(), by_bias, by_weight
 
@@ -318,18 +329,14 @@ def _alone(sums: Tensor) -> Tensor:
     return sums
 
 
-def _numbers(*values: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(value) for value in values]
-
-
 def pack(spikes: Tensor, rule: Rule) -> Tensor:
     """Dense spikes as bits, uint8 `[⌈N/8⌉]`: bit i of byte j is the spike 8j + i in the order of memory."""
     bits = allocator.empty((-(-spikes.numel() // 8),), torch.uint8)
-    library(rule, spikes.dtype).spike_pack(_p(spikes), _p(bits), ctypes.c_int64(spikes.numel()), torch.get_num_threads())
+    library(rule, spikes.dtype).spike_pack(_at(spikes), _at(bits), spikes.numel(), torch.get_num_threads())
     return bits
 
 
 def unpack(bits: Tensor, spikes: Tensor, rule: Rule) -> Tensor:
     """Fills the dense tensor `spikes` with the spikes that `pack` made bits of; returns it."""
-    library(rule, spikes.dtype).spike_unpack(_p(bits), _p(spikes), ctypes.c_int64(spikes.numel()), torch.get_num_threads())
+    library(rule, spikes.dtype).spike_unpack(_at(bits), _at(spikes), spikes.numel(), torch.get_num_threads())
     return spikes
