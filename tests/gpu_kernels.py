@@ -36,7 +36,7 @@ def prepared(monkeypatch):
     def empty(shape, dtype, device):
         return torch.full(shape, float("nan") if dtype.is_floating_point else 170, dtype=dtype, device=device)
 
-    monkeypatch.setattr(gpu, "_empty", empty)
+    monkeypatch.setattr(gpu, "empty", empty)
 
 
 @dataclass(frozen=True)

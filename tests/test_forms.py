@@ -227,7 +227,7 @@ def test_currents_that_somebody_has_are_not_written_over(hooked, monkeypatch):
     if hooked:
         block.conv.register_forward_hook(lambda *given: seen.extend([hooked(given[2]), hooked(given[2]).clone()]))
     backward = native.backward
-    monkeypatch.setattr(native, "backward", lambda *a, **k: over.append(k.get("over", False)) or backward(*a, **k))
+    monkeypatch.setattr(native, "backward", lambda *a, **k: over.append(k["out"] is a[0]) or backward(*a, **k))
     with torch.autocast("cpu", torch.bfloat16):
         out = torch.autograd.graph.get_gradient_edge(block(spikes))
     torch.autograd.grad(out, spikes, torch.ones(3, 8, 32, 16, 16, dtype=torch.bfloat16))

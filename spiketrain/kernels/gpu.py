@@ -51,7 +51,8 @@ _backward_kernel = _tune(_blocks((256, 2), (256, 4), (512, 4), (1024, 4), (1024,
 _moments_kernel = _tune(_blocks((1024, 4), (2048, 4), (2048, 8)), ["SIZE", "LAST"])(kernels.moments_kernel)
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For a result of this shape."""
     return torch.empty(shape, dtype=dtype, device=device)
 
 
@@ -121,8 +122,8 @@ def moments(x: Tensor, per_step: bool, rule: Rule | None = None) -> tuple[Tensor
     s = distinct.shape[0] if per_step else 1
     tiles = _Tiling(x)
     groups = max(1, min(1024, _programs(x.device) // (tiles.columns * s), tiles.rows))
-    parts = _empty((3, groups, s, tiles.channels), _wide(x), x.device)
-    mean, var = (_empty((s, tiles.channels), _wide(x), x.device) for _ in range(2))
+    parts = empty((3, groups, s, tiles.channels), _wide(x), x.device)
+    mean, var = (empty((s, tiles.channels), _wide(x), x.device) for _ in range(2))
     _launch(
         _moments_kernel, x, (groups * tiles.columns, s), x=distinct, parts=parts, T=distinct.shape[0], G=groups, PER_STEP=per_step,
         A=_time(x, None)["A"], **tiles.sizes, **tiles.shape,
@@ -167,15 +168,16 @@ def _scan(
 
 
 def forward(
-    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True
+    x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Spikes `[T,P,C,Q]` in x's dtype and, to `keep`, the last potential `[P,C,Q]` in A, of the recurrence over y[t] = scale·x[t] + shift.
 
     v: potential before the first step, None at rest. affine: (scale, shift), each `[S,C]`, or None for y = x.
-    coefficients: decay, gain, threshold, alpha, each `[C]` or `[1]`. All but x in A.
+    coefficients: decay, gain, threshold, alpha, each `[C]` or `[1]`. All but x in A. out: where spikes go, a new tensor if None.
     """
-    spikes = _empty(tuple(x.shape), x.dtype, x.device)
-    v_last = _empty(tuple(x.shape[1:]), _wide(x), x.device) if keep else None
+    spikes = empty(tuple(x.shape), x.dtype, x.device) if out is None else out
+    v_last = empty(tuple(x.shape[1:]), _wide(x), x.device) if keep else None
     _scan(x, v, affine, coefficients, rule, spikes, v_last, None)
     return spikes, v_last
 
@@ -193,6 +195,7 @@ def backward(
     total: Total | None = None,
     count: float = 0.0,
     weight: Tensor | None = None,
+    out: Tensor | None = None,
     more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients by x (`[1,P,C,Q]` where x is constant in time), v, the norm's weight and bias (`[S,C]`, to be added up), and the
@@ -201,12 +204,12 @@ def backward(
     stats: (mean, rstd), each `[S,C]`, where the affine is a norm by the statistics of x; then the gradient passes through
     them, which takes a pass over memory for the two sums a channel and a second one for the rest. count: numbers behind each
     statistic (0: those that are here; of an x that is the same at every step, one step's); total: sum over the processes that
-    share it. weight: the norm's, `[T,C]`, where each step has its own: statistics are then `[1,C]`. more: added to the gradient by x.
+    share it. weight: the norm's, `[T,C]`, where each step has its own: statistics are then `[1,C]`. out: where the gradient by x goes, a new tensor if None. more: added to it.
     """
     tiles, time = _Tiling(x), _time(x, affine)
     starts = None
     if not time["SHORT"]:
-        starts = _empty((triton.cdiv(x.shape[0], PIECE), tiles.step), _wide(x), x.device)
+        starts = empty((triton.cdiv(x.shape[0], PIECE), tiles.step), _wide(x), x.device)
         _scan(x, v, affine, coefficients, rule, None, None, starts)
     names = ("decay", "gain", "threshold", "alpha")
     common = {
@@ -220,15 +223,15 @@ def backward(
         "HARD": rule.reset == "hard", "DETACH": rule.detach, "STRICT": rule.strict, "THROUGH": rule.through_time,
         **time, **tiles.sizes, **tiles.shape,
     }  # fmt: skip
-    grad_x = _empty((1 if time["CONSTANT"] else x.shape[0], *x.shape[1:]), x.dtype, x.device)
-    grad_v0 = None if v is None else _empty(tuple(v.shape), v.dtype, x.device)
-    sums = _empty((4, tiles.rows, tiles.channels), _wide(x), x.device) if any(needs) else None
+    grad_x = empty((1 if time["CONSTANT"] else x.shape[0], *x.shape[1:]), x.dtype, x.device) if out is None else out
+    grad_v0 = None if v is None else empty(tuple(v.shape), v.dtype, x.device)
+    sums = empty((4, tiles.rows, tiles.channels), _wide(x), x.device) if any(needs) else None
     outputs = {"grad_v0": grad_v0, "sums": sums, "NEEDS": _bits(needs)}
     grad_weight = grad_bias = None
     if stats is None:
         _launch(_backward_kernel, x, tiles.grid, **common, **outputs, grad_x=grad_x, norm_sums=None, norm_means=None)
     else:
-        partial = _empty((2, tiles.rows, common["S"], tiles.channels), _wide(x), x.device)
+        partial = empty((2, tiles.rows, common["S"], tiles.channels), _wide(x), x.device)
         _launch(_backward_kernel, x, tiles.grid, **common, **outputs, grad_x=None, norm_sums=partial, norm_means=None)
         totals = partial.sum(1)
         grad_bias, grad_weight = totals.unbind(0)
@@ -244,7 +247,7 @@ def backward(
 def pack(spikes: Tensor, rule: Rule | None = None) -> Tensor:
     """Spikes (0 and 1, any shape, dense) as bits, uint8 `[ceil(N/8)]`: bit i of byte j is spike 8j + i in order of memory."""
     n = spikes.numel()
-    bits = _empty((triton.cdiv(n, 8),), torch.uint8, spikes.device)
+    bits = empty((triton.cdiv(n, 8),), torch.uint8, spikes.device)
     _launch(gpu_bits.pack_kernel, spikes, (triton.cdiv(n, 8 * 256),), spikes=spikes, bits=bits, N=n, BLOCK=256)
     return bits
 

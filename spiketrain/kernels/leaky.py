@@ -157,19 +157,23 @@ class _Fire(torch.autograd.Function):
         affine, ctx.stats = (None, None) if found is None or norm is None else passes.affine(found, norm, x.dtype, rule)
         values = tuple(_tensor(c, device, dtype) for c in coefficients)
         rest = None if v is None else layout.flat(v[None].to(dtype))[0].contiguous()
-        ctx.over = {"over": True} if anew and passes.OVER and len(x) == steps else {}
-        packed = packed and passes.packs(layout.shape, x.dtype)
-        way = {"packed": True} if packed else {} if anew and anew.itself else ctx.over
-        spikes, last = passes.forward(_seen(flat, steps), rest, affine, values, rule, keep, **way)
-        if "over" in way:
-            torch.autograd.graph.increment_version(x)  # so that whoever kept x for a gradient hears of it
         kept = anew.kept if anew else (x,)
         ctx.anew, ctx.many = anew and replace(anew, kept=()), len(kept)
         ctx.save_for_backward(*kept, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
         ctx.passes, ctx.layout, ctx.steps, ctx.rule, ctx.norm = passes, layout, steps, rule, norm
-        ctx.constant, ctx.dtype = len(x) < steps, x.dtype
+        ctx.constant, ctx.dtype, ctx.over = len(x) < steps, x.dtype, bool(anew) and passes.OVER and len(x) == steps
         ctx.count, ctx.affine, ctx.values = found and found.count, affine, values
-        spikes = Lazy(Bits(spikes, layout.like(steps, x.dtype), passes)) if packed else layout.back(spikes)
+        given = _seen(flat, steps), rest, affine, values, rule, keep
+        if packed and passes.packs(layout.shape, x.dtype):
+            bits, last = passes.forward(*given, packed=True)
+            spikes: Tensor = Lazy(Bits(bits, layout.like(steps, x.dtype), passes))
+        else:
+            instead = ctx.over and not (anew and anew.itself)
+            out = flat if instead else passes.empty((steps, *layout.shape), x.dtype, device)
+            spikes = layout.back(out)  # before the pass, after which the caches are empty
+            _, last = passes.forward(*given, out)
+            if instead:
+                torch.autograd.graph.increment_version(x)  # so that whoever kept x for a gradient hears of it
         return spikes, None if last is None else layout.back(last[None])[0], found, x if along else None
 
     @staticmethod
@@ -191,16 +195,23 @@ class _Fire(torch.autograd.Function):
         grad_v = None if grads[1] is None else layout.flat(grads[1][None])[0].contiguous()
         ours = (None, 0.0) if norm is None else (norm.total, ctx.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ()))
         needed = ctx.anew and ctx.anew.itself and (shared or _graph_is_kept() or isinstance(grad_s, Pieces))
-        over = {} if needed else ctx.over  # somebody needs x, or the second pass that it takes would be a dear one
+        out = by_x = None
+        if isinstance(x, Tensor) and ctx.over and not needed:  # else somebody needs x, or the second pass that it takes would be a dear one
+            out = x
+        elif isinstance(x, Tensor) or ctx.constant:
+            out = ctx.passes.empty((1 if ctx.constant else ctx.steps, *layout.shape), ctx.dtype, ctx.values[0].device)
+        if out is not None:
+            by_x = layout.back(out)
         gx, gv, by_weight, by_bias, sums = ctx.passes.backward(
-            x, rest, grad_s, grad_v, ctx.affine, ctx.stats, ctx.values, ctx.rule,
-            ctx.needs_input_grad[12:], *ours, **over, **pooled, more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
+            x, rest, grad_s, grad_v, ctx.affine, ctx.stats, ctx.values, ctx.rule, ctx.needs_input_grad[12:], *ours, **pooled, out=out,
+            more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
         )  # fmt: skip
         if norm is not None:
             by_weight, by_bias = _summed(by_weight, norm.weight), _summed(by_bias, norm.bias)
         by_v = None if gv is None else layout.back(gv[None])[0]
         by_coefficient = [_summed(g, c) for g, c in zip(sums, tensors, strict=True)]
-        by_x: Tensor = layout.back(gx) if isinstance(gx, Tensor) else Lazy(InPieces(gx, layout, layout.like(ctx.steps, ctx.dtype)))
+        if by_x is None:
+            by_x = Lazy(InPieces(gx, layout, layout.like(ctx.steps, ctx.dtype)))
         return None, by_x, None, None, by_v, *[None] * 5, by_weight, by_bias, *by_coefficient
 
 

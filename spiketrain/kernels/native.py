@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import functools
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ BLOCK = 32
 """Elements of a block in `native.cpp` (of float64 16)."""
 
 OVER = True
-"""Spikes can take the place of currents in memory, and gradients by currents too (`over` of `forward` and `backward`)."""
+"""Spikes can take the place of currents in memory, and gradients by currents too: `out` of `forward` and `backward` can be x."""
 
 Affine = tuple[Tensor, Tensor]
 """scale and shift, or mean and rstd, `[S,C]`."""
@@ -65,20 +66,12 @@ _ARGUMENTS = {
     "spike_pack": (_P, _P, _N, _I), "spike_unpack": (_P, _P, _N, _I),
 }  # fmt: skip
 """Of each function of `native.cpp`."""
-_Three, _Four, _Counts = _P * 3, _P * 4, _N * 4
 
 
-class _Arguments(ctypes.Structure):
-    _fields_ = (
-        ("x", _P), ("x_step", _N), ("v", _P), ("scale", _P), ("shift", _P), ("S", _N), ("coefficient", _Four), ("count", _Counts),
-    )  # fmt: skip
-
-
-class _Back(ctypes.Structure):
-    _fields_ = (
-        ("grad_s", _P), ("grad_step", _N), ("width", _N), ("factor", _N), ("grad_v", _P), ("mean", _P), ("line", _Three), ("gx", _P),
-        ("gx_step", _N), ("gv", _P), ("coefficient_sums", _P), ("norm_sums", _P),
-    )  # fmt: skip
+_Arguments = struct.Struct("PqPPPq4P4q")
+"""x, x_step, v, scale, shift, S, coefficient and count of `Arguments` in native.cpp."""
+_Back = struct.Struct("PqqqPP3PPqPPP")
+"""grad_s, grad_step, width, factor, grad_v, mean, line, gx, gx_step, gv, coefficient_sums, norm_sums of `Back` there."""
 
 
 class _Rows:
@@ -115,9 +108,9 @@ class _Given:
         scale, shift = self.kept[:2] if affine else (None, None)
         four = self.kept[-4:]
         self.sizes = rows.sizes(x)
-        self.arguments = _Arguments(
+        self.arguments = _Arguments.pack(
             x.data_ptr(), x.stride(0) if len(x) > 1 else 0, _at(v), _at(scale), _at(shift), 1 if scale is None else len(scale),
-            _Four(*map(_at, four)), _Counts(*(c.numel() for c in four)),
+            *map(_at, four), *(c.numel() for c in four),
         )  # fmt: skip
 
 
@@ -128,7 +121,7 @@ def _running(running: Running | None, found: Moments, dtype: torch.dtype) -> tup
         return *map(_at, (running.mean, running.var, running.updates)), running.momentum, unbias(found.count)
     if running is not None:
         running.update(found)
-    return None, None, None, 0.0, 0.0
+    return 0, 0, 0, 0.0, 0.0
 
 
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -136,8 +129,13 @@ def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype is dtype and x.is_contiguous() else x.detach().to(dtype).contiguous()
 
 
-def _at(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def _at(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For a result of this shape."""
+    return allocator.empty(shape, dtype)
 
 
 def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
@@ -171,26 +169,28 @@ def packs(shape: tuple[int, int, int], dtype: torch.dtype) -> bool:
 
 def forward(
     x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...], rule: Rule, keep: bool = True,
-    over: bool = False, packed: bool = False,
+    out: Tensor | None = None, packed: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Spikes `[T,P,C,Q]` in x's dtype and, to `keep`, the last potential `[P,C,Q]`, of y = scale·x + shift, or y = x.
 
     x may have a stride of 0 along time. affine: scale and shift `[S,C]`; coefficients: decay, gain, threshold, alpha, `[1]` or `[C]`.
-    over: spikes take the place of x, which is not the same at every step; packed: they come as bits (see `pack`), where `packs` says so.
+    out: where spikes go, a new tensor if None; it can be x, where that is not the same at every step. packed: they come as bits (see `pack`),
+    where `packs` says so.
     """
     rows = _Rows(x)
-    spikes = allocator.empty((x.numel() // 8,), torch.uint8) if packed else x if over else allocator.empty(x.shape, x.dtype)
+    if out is None:
+        out = allocator.empty((x.numel() // 8,), torch.uint8) if packed else allocator.empty(x.shape, x.dtype)
     last = x.new_empty(x.shape[1:], dtype=coefficients[0].dtype) if keep else None
     given = _Given(rows, x, v, affine, coefficients)
-    where = (None, _at(spikes)) if packed else (_at(spikes), None)
-    library(rule, x.dtype).spike_forward(ctypes.byref(given.arguments), *where, _at(last), *given.sizes)
-    return spikes, last
+    where = (0, _at(out)) if packed else (_at(out), 0)
+    library(rule, x.dtype).spike_forward(given.arguments, *where, _at(last), *given.sizes)
+    return out, last
 
 
 def backward(
     x: Tensor | Pieces, v: Tensor | None, grad_s: Tensor | Pieces, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
     coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
-    weight: Tensor | None = None, over: bool = False, more: Tensor | None = None, pooled: Pooled = (0, 0),
+    weight: Tensor | None = None, out: Tensor | None = None, more: Tensor | None = None, pooled: Pooled = (0, 0),
 ) -> tuple[Tensor | Pieces, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
     """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias (`[S,C]`, to be added up), and
     the coefficients `[C]`.
@@ -198,14 +198,14 @@ def backward(
     stats: mean and rstd `[S,C]` where the affine is a norm by the statistics of x, `count` numbers behind each (0: those that
     are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own. Between
     the pass for the norm's sums and the one that uses them the gradient by y waits in gx, rounded to x's dtype, as where norm and neuron
-    are two layers; where the gradient by x is to take its place (over), it is computed twice instead.
-    more: a gradient of gx's shape that is added to it. pooled: where grad_s is by means of spikes, and has fewer places P.
+    are two layers; where gx takes the place of x, it is computed twice instead.
+    out: where gx goes, a new tensor if None; it can be x. more: a gradient of gx's shape that is added to it. pooled: where grad_s is by means of spikes, and has fewer places P.
     An x in pieces (with a norm) is made for each pass, and so is, piece by piece, what is returned as its gradient.
     """
     scan = _Backward(x, v, grad_s, grad_v, affine, coefficients, rule, pooled)
     pieces = isinstance(x, Pieces) and not scan.constant
-    twice = over or pieces or (scan.constant and affine is not None and len(affine[0]) > 1)
-    gx = x if over and isinstance(x, Tensor) else None
+    twice = pieces or out is x or (scan.constant and affine is not None and len(affine[0]) > 1)
+    gx = out
     if gx is None and not pieces:
         gx = allocator.empty((1 if scan.constant else x.shape[0], *x.shape[1:]), x.dtype)
     gv = None if v is None else torch.empty_like(v)
@@ -288,11 +288,11 @@ class _Backward:
     ) -> None:  # fmt: skip
         grad_s, grad_v = _some(self.grad_s, *cut, self.images), _some(self.grad_v, *cut, self.images, 0)
         given = _Given(_Rows(x), x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
-        back = _Back(
-            _at(grad_s), grad_s.stride(0), *self.pooled, _at(grad_v), _at(mean), _Three(*map(_at, line)),
+        back = _Back.pack(
+            _at(grad_s), grad_s.stride(0), *self.pooled, _at(grad_v), _at(mean), *map(_at, line or (None,) * 3),
             _at(gx), 0 if gx is None else gx.stride(0), _at(gv), _at(learned), _at(norms),
         )  # fmt: skip
-        library(self.rule, x.dtype).spike_backward(ctypes.byref(given.arguments), ctypes.byref(back), *given.sizes)
+        library(self.rule, x.dtype).spike_backward(given.arguments, back, *given.sizes)
 
 
 def _some(x: Tensor | Pieces | None, first: int, last: int, images: int, axis: int = 1) -> Any:
