@@ -13,6 +13,7 @@ from common import device, show, store
 from torch.profiler import ProfilerActivity, profile
 
 from spiketrain import assemble
+from spiketrain.optimizers import in_order_of_memory
 from spiketrain.recipes import Recipe
 
 GROUPS = (
@@ -40,7 +41,7 @@ def measure(recipe: Recipe, batch: int) -> list[dict[str, Any]]:
     where = device()
     shape = SAMPLES.get(recipe.model, (3, 32, 32))
     network = assemble.network_from(recipe, shape[0], 10).to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, fused=True)
+    optimizer = in_order_of_memory(torch.optim.AdamW(network.parameters(), 1e-3, fused=True))
     events = len(shape) == 3 and shape[0] == 2
     x = torch.randn(*((recipe.steps,) if events else ()), batch, *shape, device=where)
     labels = torch.randint(0, 10, (batch,), device=where)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spiketrain import assemble, models, recipes
 from spiketrain.functional import widen
 from spiketrain.models.convnet import averaging
+from spiketrain.optimizers import in_order_of_memory
 from spiketrain.recipes import Recipe
 
 NHWC, NCHW = torch.channels_last, torch.contiguous_format
@@ -145,7 +146,9 @@ class Step:
             x, self.labels = x.repeat(side.times, 1, 1, 1), self.labels.repeat(side.times)
         flat = x.view(-1, *x.shape[-3:]).contiguous(memory_format=side.layout)
         self.x = flat.unflatten(0, x.shape[:-3])
-        self.optimizer = torch.optim.AdamW(trainable(self.module), lr=1e-4, weight_decay=0.01, fused=True)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(trainable(self.module), lr=1e-4, weight_decay=0.01, fused=True)
+        if side.name.startswith("ours"):
+            in_order_of_memory(self.optimizer)
 
     def loss(self) -> Tensor:
         """Cross-entropy of the mean of the logits over time."""

@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from spiketrain import initial, kernels, models
+from spiketrain import initial, kernels, models, optimizers
 from spiketrain.data import sets
 from spiketrain.data.event_prepare import EventPrepare
 from spiketrain.data.image_augment import ImageAugment
@@ -198,10 +198,6 @@ def network_from(recipe: Recipe, channels: int, classes: int) -> Network:
     )
 
 
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-"""Optimisers of torch that update a weight in one pass over memory, not in a dozen, if told so."""
-
-
 def make_optimizer(recipe: Recipe, network: nn.Module, batches: int) -> tuple[torch.optim.Optimizer, Any]:
     """timm's optimiser (no weight decay on biases and other vectors) and its schedule."""
     if recipe.optimizer not in list_optimizers():
@@ -211,11 +207,13 @@ def make_optimizer(recipe: Recipe, network: nn.Module, batches: int) -> tuple[to
         if "muon" not in recipe.optimizer:
             raise UserError(f"ns_steps is of optimizer muon, not of {recipe.optimizer}: leave it at 0")
         extra["ns_steps"] = recipe.ns_steps
-    if get_optimizer_class(recipe.optimizer, bind_defaults=False) in FUSED:
+    if get_optimizer_class(recipe.optimizer, bind_defaults=False) in optimizers.FUSED:
         extra["fused"] = True
     optimizer = create_optimizer_v2(
         network, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **extra
     )
+    if extra.get("fused"):
+        optimizer = optimizers.in_order_of_memory(optimizer)
     constant = recipe.schedule == "constant"
     scheduler, _ = create_scheduler_v2(
         optimizer,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import spiketrain as st
-from spiketrain import assemble, checkpoint, initial, unroll
+from spiketrain import assemble, checkpoint, initial, optimizers, unroll
 from spiketrain.cli import main
 from spiketrain.data.image_augment import crop_and_flip, scaled
 from spiketrain.data.images import in_memory
@@ -140,12 +140,30 @@ def test_weights_are_updated_in_one_pass_and_rightly(name, resumed):
                 checkpoint.resume(optimizer, scheduler, None, kept, Path("there"))
             layer.weight.grad = grad.to(memory_format=torch.channels_last)
             optimizer.step()
+        if "adam" in name:
+            assert {tuple(v.shape) for v in optimizer.state[layer.weight].values() if v.dim()} == {tuple(layer.weight.shape)}
         return optimizer, layer.weight.detach()
 
     (fused, ours), (plain, theirs) = trained(True), trained(False)
     assert [{g["fused"] for g in o.param_groups} for o in (fused, plain)] == [{True}, {None}]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert float((ours - first[0]).abs().max()) > 0.05
+
+
+def test_a_gradient_may_lie_otherwise_than_its_weight():
+    """Torch's own fused AdamW takes numbers for those of other places then."""
+    weight = torch.randn(8, 4, 3, 3)
+    found = []
+    for fused in (True, None):
+        p = nn.Parameter(weight.to(memory_format=torch.channels_last))
+        optimizer = torch.optim.AdamW([p], 0.1, fused=fused)
+        if fused:
+            optimizer = optimizers.in_order_of_memory(optimizer)
+        for _ in range(3):
+            p.grad = p.detach().sin().contiguous()
+            optimizer.step()
+        found.append(p.detach())
+    torch.testing.assert_close(*found)
 
 
 def test_every_image_is_seen_from_both_sides_in_two_epochs():

@@ -204,7 +204,8 @@ def backward(
     stats: (mean, rstd), each `[S,C]`, where the affine is a norm by the statistics of x; then the gradient passes through
     them, which takes a pass over memory for the two sums a channel and a second one for the rest. count: numbers behind each
     statistic (0: those that are here; of an x that is the same at every step, one step's); total: sum over the processes that
-    share it. weight: the norm's, `[T,C]`, where each step has its own: statistics are then `[1,C]`. out: where the gradient by x goes, a new tensor if None. more: added to it.
+    share it. weight: the norm's, `[T,C]`, where each step has its own: statistics are then `[1,C]`. out: where the gradient by x goes, a
+    new tensor if None. more: added to it.
     """
     tiles, time = _Tiling(x), _time(x, affine)
     starts = None

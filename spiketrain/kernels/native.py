@@ -174,8 +174,8 @@ def forward(
     """Spikes `[T,P,C,Q]` in x's dtype and, to `keep`, the last potential `[P,C,Q]`, of y = scale·x + shift, or y = x.
 
     x may have a stride of 0 along time. affine: scale and shift `[S,C]`; coefficients: decay, gain, threshold, alpha, `[1]` or `[C]`.
-    out: where spikes go, a new tensor if None; it can be x, where that is not the same at every step. packed: they come as bits (see `pack`),
-    where `packs` says so.
+    out: where spikes go, a new tensor if None; it can be x, where that is not the same at every step. packed: they come as bits (see
+    `pack`), where `packs` says so.
     """
     rows = _Rows(x)
     if out is None:
@@ -199,7 +199,8 @@ def backward(
     are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own. Between
     the pass for the norm's sums and the one that uses them the gradient by y waits in gx, rounded to x's dtype, as where norm and neuron
     are two layers; where gx takes the place of x, it is computed twice instead.
-    out: where gx goes, a new tensor if None; it can be x. more: a gradient of gx's shape that is added to it. pooled: where grad_s is by means of spikes, and has fewer places P.
+    out: where gx goes, a new tensor if None; it can be x. more: a gradient of gx's shape that is added to it. pooled: where grad_s is by
+    means of spikes, and has fewer places P.
     An x in pieces (with a norm) is made for each pass, and so is, piece by piece, what is returned as its gradient.
     """
     scan = _Backward(x, v, grad_s, grad_v, affine, coefficients, rule, pooled)
