@@ -115,6 +115,11 @@ LEAST = 1 << 20
 """Bytes of a tensor from which on it lies in the arena."""
 
 
+def keeps() -> bool:
+    """Whether this program keeps memory."""
+    return bool(_arenas)
+
+
 def empty(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
     """`torch.empty` on the processor; a large one in memory that has been kept, where this program keeps any."""
     numbers = math.prod(shape)

@@ -246,6 +246,8 @@ class Conv(nn.Conv2d):
         """plus: what is added to the result; if it has fewer images, to each so many of them."""
         if conv.pays(x, self.weight, self.stride[0], self.kernel_size[0] // 2):  # on the processor: autocast knows no meta device
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+            if x.shape[1] <= conv.FEW:  # images are float32
+                x = x.to(dtype)
             if x.dtype is dtype:
                 return convolve(self, x, None, plus)
         y: Tensor = super().forward(x)

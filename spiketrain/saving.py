@@ -24,8 +24,6 @@ from spiketrain.kernels.leaky import Anew, over_steps
 from spiketrain.kernels.pool import Means
 
 MEMORY = ("speed", "bits", "least")
-FEW = 4
-"""Channels of an image."""
 SHORT, LARGE = 16 << 20, 64 << 20
 """Bytes of an image's currents that are not kept; of currents whose gradient takes their place in memory, which takes a fifth longer."""
 Rest = Callable[[Tensor, bool], Tensor]
@@ -181,7 +179,7 @@ def currents(layer: nn.Conv2d, x: Tensor, steps: int, spiking: bool, memory: str
     """
     if memory == "least":
         return conv_and_anew(layer, x, spiking)
-    if len(x) < steps and x.shape[2] <= FEW:
+    if len(x) < steps and x.shape[2] <= conv.FEW:
         y, anew = conv_and_anew(layer, x, spiking)
         return y, replace(anew, part=None) if _pays(y, SHORT) else None
     folded = x.flatten(0, 1)

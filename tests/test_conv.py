@@ -349,6 +349,31 @@ def test_of_images_that_are_made_as_they_are_needed_values_are_the_same(shape, d
         assert asked == [(0, 16), (16, 32), (32, 40)] if ours else asked == [(0, 16), (0, 40)]
 
 
+@pytest.mark.parametrize("taps", [1, 3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_of_images_torchs_convolution_is_made_in_parts(taps, stride, bf16, monkeypatch):
+    """Where memory is kept and the result is large; it is the same, and so is the gradient."""
+    layer = layers.Conv(3, 32, taps, stride).to(memory_format=LAST)
+    x = torch.randn(13, 3, 13, 18).contiguous(memory_format=LAST)
+
+    def result():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = layer(x)
+        return y, *torch.autograd.grad(y.float().square().mean(), layer.weight)
+
+    whole = result()
+    monkeypatch.setattr(conv, "CUT", 3 * whole[0][:1].numel() * whole[0].element_size())  # of three images
+    assert not taken(layer, x)
+    monkeypatch.setattr(conv.allocator, "keeps", lambda: True)
+    made, torchs = [], F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, *rest: made.append(len(x)) or torchs(x, *rest))
+    parts = result()
+    assert made == [3, 3, 3, 3, 1] and parts[0].dtype is whole[0].dtype and parts[0].is_contiguous(memory_format=LAST)
+    for ours, theirs in zip(parts, whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("shape", [(64, 64, 128, 8, 9), (20, 32, 48, 15, 16)], ids=str)
 @pytest.mark.parametrize("stride", [2, 3])
 def test_a_thin_convolution_is_torchs(shape, stride):

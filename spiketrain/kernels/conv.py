@@ -4,6 +4,7 @@ Values differ by rounding alone, which for Winograd is relative to the values ar
 """
 
 import functools
+import math
 from collections.abc import Callable
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spiketrain import allocator
 from spiketrain.kernels import amx, products, taps, winograd
 from spiketrain.kernels.forms import Bits, Lazy, dense, in_parts
 from spiketrain.kernels.pool import Means
@@ -18,6 +20,11 @@ from spiketrain.kernels.pool import Means
 LAST = torch.channels_last
 PART = 16 << 20
 """Bytes of x that `forward_of` has made at a time: enough for each part to be as fast as the whole."""
+FEW = 4
+"""Channels of an image."""
+CUT = 4 << 20
+"""Bytes of an image's currents that torch makes at a time, and from four of which on they are put where the kernels' tensors are: glibc
+leaves gaps beside what is large."""
 Way = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -58,6 +65,18 @@ def _weight_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     return None
 
 
+def _cut(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether torch's convolution of images x is made some of them at a time."""
+    few = x.shape[1] <= FEW and _known(x) and allocator.keeps()
+    return few and math.prod(_made(x, weight, stride, padding)) * x.element_size() >= 4 * CUT
+
+
+def _made(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int, int]:
+    """The shape of a convolution's result."""
+    height, width = ((side + 2 * padding - taps) // stride + 1 for side, taps in zip(x.shape[2:], weight.shape[2:], strict=True))
+    return len(x), len(weight), height, width
+
+
 def reads_bits(x: Tensor) -> bool:
     """Whether the 3×3 convolutions here take spikes `[...,C,H,W]` of x's dtype and device as `forms.Bits`, and are so faster."""
     plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
@@ -65,7 +84,9 @@ def reads_bits(x: Tensor) -> bool:
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether any part of the work of a convolution, forward or backward, is faster here than by torch."""
+    """Whether any part of the work of a convolution, forward or backward, is better done here than by torch."""
+    if _cut(x, weight, stride, padding):
+        return True
     if not _ours(x, weight, stride, padding):
         return _thin(x, weight, stride, padding)
     return _forward_by(x, len(weight), stride) is not None or _weight_by(x, len(weight), stride) is not None
@@ -88,7 +109,15 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     if _thin(x, weight, stride, padding):
         return products.thin(x, weight, stride)
     way = _forward_by(x, len(weight), stride) if _ours(x, weight, stride, padding) else None
-    return F.conv2d(x, weight, None, stride, padding) if way is None else way(x, weight)
+    if way is not None:
+        return way(x, weight)
+    if not _cut(x, weight, stride, padding):
+        return F.conv2d(x, weight, None, stride, padding)
+    y = allocator.empty(_made(x, weight, stride, padding), x.dtype, LAST)
+    some = max(1, CUT // (y[:1].numel() * y.element_size()))
+    for part, there in zip(x.split(some), y.split(some), strict=True):
+        there.copy_(F.conv2d(part, weight, None, stride, padding))
+    return y
 
 
 def forward_of(bits: Bits | Means, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
