@@ -1,4 +1,4 @@
-// 3×3 convolutions (padding 1, stride 1 or 2) of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
+// 3×3 convolutions (padding 1, stride 1 or 2), and the gradient by the weights of 1×1 ones, of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
 //
 // x is [N,H,W,C] in memory, of bfloat16, or spikes as bits, or means of 2×2 spikes, which are bits; y and grad are [N,H,W,K]; C and K are multiples of 32. What is outside of an
 // image is 0. A tile is 16 rows of 64 bytes; TDPBF16PS adds a product of tiles, [16,32]·[32,16], to a tile of float32. Two by two of these stay in registers (a "block" of
@@ -136,7 +136,7 @@ template <class P> P none(const bf16* zeros) { return pixel_of<P>(zeros, 0, 1, 0
 
 // What is made lies on a grid of rows and columns; each place sees pixels of x at `stride` times it and some more, a tap each.
 struct Tap {
-    int number, down, right;  // of nine; pixels from the place
+    int number, down, right;  // pixels from the place
     i64 at = 0;               // where what it sees of the first place lies in a patch, in lines
 };
 // Pixels `down` and `right` of some places, and of as many more rows and columns as taps need, in lines one behind the other.
@@ -149,6 +149,13 @@ struct Plane {
     i64 behind(int stride, i64 width) const { return std::min(columns, (width - right + stride - 1) / stride); }
 };
 int mod(int a, int b) { return (a % b + b) % b; }
+
+// Of a convolution with side × side taps (side is odd).
+std::vector<Tap> taps_around(int side) {
+    std::vector<Tap> found;
+    for (int i = 0; i < side * side; i++) found.push_back({i, i / side - side / 2, i % side - side / 2});
+    return found;
+}
 
 // Planes from which all taps of `rows` rows of a grid can be served, where these lie. MERGED: one plane for all columns, with more
 // columns than the grid has; else one for each column of taps, so that places of several rows lie one behind the other.
@@ -524,6 +531,7 @@ template <class P> class Adder {
     const i64 C, K, deep, panels;  // all channels; of those here, times WIDE
     const int stride;
     std::vector<Tap> taps;
+    std::vector<int> turns;  // in which they are dealt with: those of a column see the same pairs
     std::vector<Plane> planes;
     const i64 width;      // of a grid whose rows are even: pairs of places have to be the same ones for a tap of another row
     bool each;            // whether each tap has a plane: of whole images, with all their places one behind the other
@@ -535,11 +543,12 @@ template <class P> class Adder {
     Buffer<char> pairs, turned;
 
   public:
-    Adder(const void* x, const bf16* grad, Images seen, Images made, i64 C, i64 K, i64 deep, i64 panels, int stride)
-        : x(x), grad(grad), seen(seen), made(made), C(C), K(K), deep(deep), panels(panels), stride(stride),
+    Adder(const void* x, const bf16* grad, Images seen, Images made, i64 C, i64 K, i64 deep, i64 panels, int stride, int side)
+        : x(x), grad(grad), seen(seen), made(made), C(C), K(K), deep(deep), panels(panels), stride(stride), taps(taps_around(side)),
           width(made.W + made.W % 2), nothing(std::max(C, K), 0) {
         const i64 places = made.pixels();
-        for (int i = 0; i < 9; i++) taps.push_back({i, i / 3 - 1, i % 3 - 1});
+        for (int column = 0; column < side; column++)
+            for (int row = 0; row < side; row++) turns.push_back(row * side + column);
         each = places < 96;  // else what an image's last step of 32 places lacks is little
         if (each) {
             rows = made.H;
@@ -553,7 +562,7 @@ template <class P> class Adder {
                     source.push_back(inside ? int32_t((n * seen.H + row) * seen.W + column) : -1);
                 }
             }
-            apart = 9 * steps * 16;
+            apart = of_all() * steps * 16;
         } else {
             const i64 parts = (places + CHUNK - 1) / CHUNK;
             rows = (made.H + parts - 1) / parts;
@@ -564,14 +573,14 @@ template <class P> class Adder {
             for (const Plane& plane : planes) apart += plane.lines() / 2;
         }
         apart |= 1;
-        some = std::min(deep, std::max<i64>(1, NEAR / (panels * 9 * BLOCK)));
+        some = std::min(deep, std::max<i64>(1, NEAR / (panels * of_all() * BLOCK)));
         chunks = some == deep ? 1 : std::max<i64>(1, TURNED / size());
         pairs = buffer<char>(2 * some * apart * LINE);
         std::memset(pairs.get(), 0, 2 * some * apart * LINE);
         turned = buffer<char>(chunks * size());
     }
 
-    // The sums [deep,panels,9] blocks over the images first to last - 1, of the channels of x from c on.
+    // The sums [deep,panels,taps] of blocks over the images first to last - 1, of the channels of x from c on.
     void run(i64 first, i64 last, i64 c, char* sums) {
         const i64 parts = (made.H + rows - 1) / rows, all = (last - first + group - 1) / group * parts;
         for (i64 start = 0; start < all; start += chunks) {
@@ -587,7 +596,7 @@ template <class P> class Adder {
                         take_each(image(chunk), count(chunk), c + from * WIDE, channels);
                     else
                         take_rows(image(chunk), chunk % parts * rows, c + from * WIDE, channels);
-                    multiply_all(turned.get() + (chunk - start) * size(), channels, sums + from * panels * 9 * BLOCK, chunk > 0);
+                    multiply_all(turned.get() + (chunk - start) * size(), channels, sums + from * panels * of_all() * BLOCK, chunk > 0);
                 }
             }
         }
@@ -595,6 +604,7 @@ template <class P> class Adder {
 
   private:
     i64 size() const { return 2 * panels * steps * TILE; }  // of a chunk's transposed gradient
+    i64 of_all() const { return i64(taps.size()); }  // taps
     P pixel(i64 number) const { return pixel_of<P>(x, C, seen.W, number); }
     void pair(P even, P odd, i64 first, i64 channels, i64 position) {
         char* to = pairs.get() + position * LINE;
@@ -644,40 +654,40 @@ template <class P> class Adder {
                     const i64 behind = std::min(steps, first + SOME);
                     const char* const rows = gradients + 2 * k * steps * TILE;
                     const char* const columns = pairs.get() + 2 * c * apart * LINE;
-                    for (int j = 0; j < 3; j++)
-                        for (int t = j; t < 9; t += 3) {
-                            char* const sum = sums + ((c * panels + k) * 9 + t) * BLOCK;
-                            const char* const next = t < 6 ? sum + 3 * BLOCK : sum - (j < 2 ? 5 : -1) * BLOCK;  // to be there in time
-                            if (more || first > 0)
-                                load<true>(sum);
-                            else
-                                clear<true>();
-                            for (i64 s = first; s < behind; s++) {
-                                const char *const a = rows + s * TILE, *const b = columns + (s * ROWS + taps[t].at) * LINE;
-                                UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(next + ((s - first) * 8 + i) * LINE, 1);
-                                multiply<true>(a, a + steps * TILE, b, b + apart * LINE);
-                            }
-                            store<true>(sum);
+                    for (size_t i = 0; i < turns.size(); i++) {
+                        char* const all = sums + (c * panels + k) * of_all() * BLOCK;
+                        char* const sum = all + turns[i] * BLOCK;
+                        const char* const next = all + (i + 1 < turns.size() ? turns[i + 1] : of_all()) * BLOCK;  // to be there in time
+                        if (more || first > 0)
+                            load<true>(sum);
+                        else
+                            clear<true>();
+                        for (i64 s = first; s < behind; s++) {
+                            const char *const a = rows + s * TILE, *const b = columns + (s * ROWS + taps[turns[i]].at) * LINE;
+                            UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(next + ((s - first) * 8 + i) * LINE, 1);
+                            multiply<true>(a, a + steps * TILE, b, b + apart * LINE);
                         }
+                        store<true>(sum);
+                    }
                 }
     }
 };
 
-// Of the outputs `first` to `behind` - 1: sums [deep,panels,9] of blocks, in so many parts that lie `size` apart, in the order of channels.
-void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, i64 first, i64 behind, i64 C, float* gw) {
+// Of the outputs `first` to `behind` - 1: sums [deep,panels,taps] of blocks, in so many parts that lie `size` apart, in the order of channels.
+void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, int taps, i64 first, i64 behind, i64 C, float* gw) {
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     for (i64 k = first; k < behind; k++)
-        for (int t = 0; t < 9; t++)
+        for (int t = 0; t < taps; t++)
             for (i64 c = 0; c < deep; c++) {
                 const i64 within = k % WIDE, half = within / 4 % 2, row = within / 8 * 4 + within % 4;
-                const char* from = sums + ((c * panels + k / WIDE) * 9 + t) * BLOCK + half * 2 * TILE + row * LINE;
+                const char* from = sums + ((c * panels + k / WIDE) * taps + t) * BLOCK + half * 2 * TILE + row * LINE;
                 __m512 a = _mm512_load_ps(from), b = _mm512_load_ps(from + TILE);
                 for (i64 part = 1; part < parts; part++) {
                     from += size;
                     a += _mm512_load_ps(from), b += _mm512_load_ps(from + TILE);
                 }
-                float* const to = gw + (k * 9 + t) * C + c * WIDE;
+                float* const to = gw + (k * taps + t) * C + c * WIDE;
                 _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, low, b));
                 _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(a, high, b));
             }
@@ -687,7 +697,7 @@ void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, i64 f
 struct Shares {
     const i64 deep, panels, size;  // size: bytes of all sums
     i64 parts = 1, slices = 1;     // of images, each with its sums; of the channels of x
-    Shares(i64 images, i64 C, i64 K, int threads) : deep(C / WIDE), panels(K / WIDE), size(deep * panels * 9 * BLOCK) {
+    Shares(i64 images, i64 C, i64 K, int taps, int threads) : deep(C / WIDE), panels(K / WIDE), size(deep * panels * taps * BLOCK) {
         while (parts < 8 && 2 * parts * size <= SUMS && 2 * parts <= images) parts *= 2;
         while (parts * slices < 2 * threads && deep % (2 * slices) == 0 && (parts * slices < threads || deep / slices > 8)) slices *= 2;
     }
@@ -697,26 +707,28 @@ struct Shares {
 
 // sums: room for them
 template <class P>
-void by_weight(const void* x, const bf16* grad, float* gw, char* sums, Images seen, Images made, i64 C, i64 K, int stride, int threads) {
-    const Shares shares(seen.N, C, K, threads);
+void by_weight(const void* x, const bf16* grad, float* gw, char* sums, Images seen, Images made, i64 C, i64 K, int stride, int side,
+               int threads) {
+    const int taps = side * side;
+    const Shares shares(seen.N, C, K, taps, threads);
     const i64 deep = shares.deep, panels = shares.panels, size = shares.size, parts = shares.parts, slices = shares.slices;
     const i64 some = deep / slices, slice_size = size / slices;
     const bool own = shares.own();
 #pragma omp parallel num_threads(threads)
     {
         const Unit unit;
-        Adder<P> adder(x, grad, seen, made, C, K, some, panels, stride);
+        Adder<P> adder(x, grad, seen, made, C, K, some, panels, stride, side);
         char* const mine = sums + omp_get_thread_num() * slice_size;
 #pragma omp for schedule(dynamic)
         for (i64 i = 0; i < parts * slices; i++) {
             const i64 part = i / slices, slice = i % slices;
             char* const to = own ? mine : sums + part * size + slice * slice_size;
             adder.run(seen.N * part / parts, seen.N * (part + 1) / parts, slice * some * WIDE, to);
-            if (own) in_order(to, 1, 0, some, panels, 0, K, C, gw + slice * some * WIDE);
+            if (own) in_order(to, 1, 0, some, panels, taps, 0, K, C, gw + slice * some * WIDE);
         }
 #pragma omp for schedule(static)
         for (i64 panel = 0; panel < (own ? 0 : panels); panel++)
-            in_order(sums, parts, size, deep, panels, panel * WIDE, (panel + 1) * WIDE, C, gw);
+            in_order(sums, parts, size, deep, panels, taps, panel * WIDE, (panel + 1) * WIDE, C, gw);
     }
 }
 
@@ -738,33 +750,33 @@ void amx_forward(
     const void* x, int form, i64 together, i64 apart, const void* w, bf16* y, char* room, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
     int wide, int kind, int threads) {
     const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
-    std::vector<Tap> nine;
-    for (int i = 0; i < 9; i++) nine.push_back({i, i / 3 - 1, i % 3 - 1});
+    const std::vector<Tap> taps = taps_around(3);
     Convolution it{x, form, together, apart, y, plus, every, kind < 0 ? half : all, kind == 2 ? half : all, C, K, 0, 0, kind == 2 ? 2 : 1, kind < 0 ? 2 : 1, {}};
     const Images& grid = kind == 1 ? all : half;
     it.rows = grid.H, it.columns = grid.W;
     if (kind > 0) {
-        it.phases.push_back({nine, 0, 0});
+        it.phases.push_back({taps, 0, 0});
     } else
         // an even row of x sees a row of y's gradient by the middle taps, an odd one sees two by the others
         for (int phase = 0; phase < 4; phase++) {
             const int down = phase / 2, right = phase % 2;
             std::vector<Tap> some;
-            for (int i = !down; i < 3; i += 2)
-                for (int j = !right; j < 3; j += 2) some.push_back({3 * i + j, i == 2, j == 2});
+            for (const Tap& tap : taps)
+                if (mod(tap.down, 2) == down && mod(tap.right, 2) == right) some.push_back({tap.number, tap.down > 0, tap.right > 0});
             it.phases.push_back({some, down, right});
         }
     convolve(it, Weights{w, to, from, tap, wide != 0}, room, threads);
 }
 
 // Bytes of room that amx_by_weight needs.
-i64 amx_room(i64 N, i64 C, i64 K, int threads) { return Shares(N, C, K, threads).room(threads); }
+i64 amx_room(i64 N, i64 C, i64 K, int side, int threads) { return Shares(N, C, K, side * side, threads).room(threads); }
 
-// gw [K,3,3,C]. H, W: of x; form: as in Convolution; room: so many bytes, at a multiple of 64.
+// gw [K,side,side,C]. H, W: of x; form: as in Convolution; room: so many bytes, at a multiple of 64.
 void amx_by_weight(
-    const void* x, int form, const bf16* grad, float* gw, char* room, i64 N, i64 H, i64 W, i64 C, i64 K, int stride, int threads) {
+    const void* x, int form, const bf16* grad, float* gw, char* room, i64 N, i64 H, i64 W, i64 C, i64 K, int stride, int side,
+    int threads) {
     const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
     const Images& made = stride == 1 ? all : half;
-    (form == 2 ? by_weight<Means> : form == 1 ? by_weight<Spikes> : by_weight<Numbers>)(x, grad, gw, room, all, made, C, K, stride, threads);
+    (form == 2 ? by_weight<Means> : form == 1 ? by_weight<Spikes> : by_weight<Numbers>)(x, grad, gw, room, all, made, C, K, stride, side, threads);
 }
 }

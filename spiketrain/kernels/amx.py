@@ -1,4 +1,5 @@
-"""3×3 convolutions (padding 1) of bfloat16 by the matrix unit of x86 processors (AMX), in C++: forward and both gradients.
+"""3×3 convolutions (padding 1) of bfloat16 by the matrix unit of x86 processors (AMX), in C++: forward and both gradients; of 1×1 ones
+that by the weights.
 
 The products are those of the convolution as it is defined, added in float32: values differ from torch's by the order of sums alone.
 
@@ -110,14 +111,14 @@ def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: i
     return taps.by_input(fill, images, _known(weight), like, stride)
 
 
-def by_weight(grad: Tensor, x: Tensor, stride: int = 1) -> Tensor:
-    """The gradient of `forward` by its weight, float32 `[K,C,3,3]`, channels last: the same whatever the number of threads, and whether
-    x is of bits.
+def by_weight(grad: Tensor, x: Tensor, stride: int = 1, side: int = 3) -> Tensor:
+    """The gradient by its weight of `forward`, or of a 1×1 convolution (side 1), float32 `[K,C,side,side]`, channels last: the same
+    whatever the number of threads, and whether x is of bits.
     """
-    found = allocator.empty((grad.shape[1], x.shape[1], 3, 3), torch.float32, taps.LAST)
+    found = allocator.empty((grad.shape[1], x.shape[1], side, side), torch.float32, taps.LAST)
     n, c, h, w = x.shape
     k, threads = grad.shape[1], torch.get_num_threads()
     given, form = _given(x)
-    room = allocator.empty((_ready().amx_room(*numbers(n, c, k), threads),), torch.uint8)
-    _ready().amx_by_weight(*pointers(given), form, *pointers(grad, found, room), *numbers(n, h, w, c, k), stride, threads)
+    room = allocator.empty((_ready().amx_room(*numbers(n, c, k), side, threads),), torch.uint8)
+    _ready().amx_by_weight(*pointers(given), form, *pointers(grad, found, room), *numbers(n, h, w, c, k), stride, side, threads)
     return found

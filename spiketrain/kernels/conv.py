@@ -38,6 +38,12 @@ def _thin(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     return (padding, *weight.shape[2:]) == (0, 1, 1) and _known(x) and products.thin_pays(x, stride)
 
 
+def _single(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether it is a 1×1 convolution whose gradient by the weights is `amx`'s."""
+    single = (padding, *weight.shape[2:]) == (0, 1, 1) and stride in (1, 2) and _known(x)
+    return single and amx.weight_pays(x, len(weight), stride)
+
+
 def _known(x: Tensor) -> bool:
     if torch._C._len_torch_dispatch_stack():  # somebody watches operations, as what counts them does, and would see none of ours
         return False
@@ -88,7 +94,7 @@ def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     if _cut(x, weight, stride, padding):
         return True
     if not _ours(x, weight, stride, padding):
-        return _thin(x, weight, stride, padding)
+        return _thin(x, weight, stride, padding) or _single(x, weight, stride, padding)
     return _forward_by(x, len(weight), stride) is not None or _weight_by(x, len(weight), stride) is not None
 
 
@@ -147,6 +153,8 @@ def forward_of(bits: Bits | Means, weight: Tensor, stride: int = 1, padding: int
 
 def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """The gradient of `forward` by weight (which may come out in float32). grad and x are of one dtype."""
+    if _single(x, weight, stride, padding):
+        return amx.by_weight(grad.contiguous(memory_format=LAST), x, stride, 1)
     if not (_ours(x, weight, stride, padding) and amx.weight_pays(x, len(weight), stride)):
         x = dense(x)
     if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight), stride)):
