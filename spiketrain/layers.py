@@ -18,7 +18,7 @@ from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Moments, Norm, Running, line, widen
 from spiketrain.kernels import conv
-from spiketrain.kernels.leaky import Anew, over_steps
+from spiketrain.kernels.leaky import Anew
 from spiketrain.kernels.pool import avg_pool, max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
 from spiketrain.saving import added, again, conv_and_anew, conv_of_spikes, convolve, currents
@@ -226,7 +226,7 @@ class _Repeated(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return over_steps(grads[0]), None
+        return kernels.over_steps(grads[0]), None
 
 
 def repeated(step: Tensor, steps: int) -> Tensor:

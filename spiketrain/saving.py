@@ -20,7 +20,7 @@ from torch.func import functional_call
 from spiketrain import kernels
 from spiketrain.kernels import conv
 from spiketrain.kernels.forms import Bits, Lazy, at_a_time, dense, in_parts, parted, size_of, without_memory
-from spiketrain.kernels.leaky import Anew, over_steps
+from spiketrain.kernels.leaky import Anew
 from spiketrain.kernels.pool import Means
 
 MEMORY = ("speed", "bits", "least")
@@ -89,7 +89,7 @@ class _Conv(torch.autograd.Function):
         by_plus = None
         if ctx.needs_input_grad[5]:
             images, dtype = ctx.plus
-            by_plus = (dense(grads[0]) if len(grads[0]) == images else over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
+            by_plus = (dense(grads[0]) if len(grads[0]) == images else kernels.over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
         return by_x, by_weight, None, None, None, by_plus
 
 

@@ -304,6 +304,18 @@ def test_the_tails_of_a_slope_are_as_exact_as_bfloat16(surrogate):
     assert ((grads[0] - grads[1]).abs() <= 5e-3 * grads[1].abs()).all() and (grads[1] > 0).all()
 
 
+@compiler
+@pytest.mark.parametrize("layout", ["plain", "channels-last", "constant", "steps apart"])
+@pytest.mark.parametrize("shape", [(2, 40, 24, 24), (3, 5, 47, 53)], ids=str)
+def test_a_sum_over_steps_is_rounded_once(shape, layout):
+    x = inputs(5, shape, torch.bfloat16, layout)
+    if layout == "steps apart":
+        x = inputs(10, shape, torch.bfloat16, layout)[::2]
+    found, wanted = kernels.over_steps(x), x.double().sum(0, keepdim=True)
+    assert found.dtype is torch.bfloat16 and found.stride()[1:] == torch.empty_like(x[0]).stride()
+    assert ((found - wanted).abs() <= 2**-8 * wanted.abs() + 1e-5).all()
+
+
 @pytest.mark.parametrize("n", [1, 8, 13, 4099])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_keep_every_spike(n, dtype):

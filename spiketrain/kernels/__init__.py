@@ -121,6 +121,16 @@ def affine_scan(
     return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps)
 
 
+def over_steps(x: Tensor) -> Tensor:
+    """Sum over the steps of x `[T,B,...]`, as one step. In bfloat16 in the order of memory, by the compiled kernel where there is one."""
+    if x.dtype is not torch.bfloat16:  # in torch's order, to the bit
+        return x.sum(0, keepdim=True)
+    layout = leaky.Layout.of(x, False)
+    flat = layout.flat(x)
+    compiled = choose("auto", x, Rule()) == "compiled"
+    return layout.back(native.over_steps(flat, Rule()) if compiled else flat.sum(0, keepdim=True))
+
+
 def packs(spikes: Tensor) -> bool:
     """Whether spikes like these can be kept as bits here: `pack` would take them."""
     if isinstance(spikes, Lazy):

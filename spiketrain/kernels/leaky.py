@@ -80,14 +80,6 @@ def _layout(step: tuple[int, ...], strides: tuple[int, ...], channels: bool) -> 
     return Layout(order, sizes, shape, step, dense)
 
 
-def over_steps(x: Tensor) -> Tensor:
-    """Sum over the steps of x `[T,B,...]`, as one step. In bfloat16 in the order of memory, which takes torch a third of the time."""
-    if x.dtype is not torch.bfloat16:  # in torch's order, to the bit
-        return x.sum(0, keepdim=True)
-    layout = Layout.of(x, False)
-    return layout.back(layout.flat(x).sum(0, keepdim=True))
-
-
 @dataclass(frozen=True)
 class Anew:
     """How the backward pass comes by a sequence x that nobody keeps: x = make(*kept), with the same values and layout.

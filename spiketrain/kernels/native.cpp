@@ -907,6 +907,26 @@ void spike_through_norm(const ELEMENT* x, ELEMENT* gx, const ELEMENT* more, cons
     }
 }
 
+// Sum of T steps of n elements, `apart` elements from one to the next.
+void spike_over_steps(const ELEMENT* x, i64 apart, ELEMENT* sum, i64 T, i64 n, int threads) {
+    const Shape s{T, 1, 1, n};
+    const Groups groups(s);
+    in_parallel(groups.units(), threads, [&](int, i64 begin, i64 end) {
+        through(groups, begin, end, [=, &s](const Group& group, auto full) {
+            Reach<full.value> r(s, group);
+            for (i64 block = 0; block < group.blocks; block++) {
+                r.enter();
+                Pair total{};
+                for (i64 t = 0; t < T; t++) {
+                    r.fetch(x + t * apart);
+                    total = total + r.get(x + t * apart);
+                }
+                r.put(total, sum);
+            }
+        });
+    });
+}
+
 // bit i of byte j is the spike 8j + i
 void spike_pack(const ELEMENT* spikes, uint8_t* bits, i64 n, int threads) {
     in_parallel((n + 7) / 8, threads, [&](int, i64 begin, i64 end) {

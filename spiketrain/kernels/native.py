@@ -63,7 +63,7 @@ _ARGUMENTS = {
     "spike_moments": (_P, _P, _P, _I, _N, *_SIZES), "spike_affine": (*[_P] * 4, _D, _P, _N, _N, _N, _P, _P, _P, _D, _D),
     "spike_norm_sums": (*[_P] * 4, _N, _N, _N), "spike_norm_line": (_P, _D, *[_P] * 5, _I, _N, _N, _N),
     "spike_forward": (*[_P] * 4, *_SIZES), "spike_backward": (_P, _P, *_SIZES), "spike_through_norm": (*[_P] * 6, _N, *_SIZES),
-    "spike_pack": (_P, _P, _N, _I), "spike_unpack": (_P, _P, _N, _I),
+    "spike_over_steps": (_P, _N, _P, _N, _N, _I), "spike_pack": (_P, _P, _N, _I), "spike_unpack": (_P, _P, _N, _I),
 }  # fmt: skip
 """Of each function of `native.cpp`."""
 
@@ -328,6 +328,13 @@ def _through_norm(
 def _alone(sums: Tensor) -> Tensor:
     """The total where there is one process."""
     return sums
+
+
+def over_steps(x: Tensor, rule: Rule) -> Tensor:
+    """Sum over the steps of x `[T,P,C,Q]`, `[1,P,C,Q]`; that of bfloat16 is added in float32."""
+    total = allocator.empty((1, *x.shape[1:]), x.dtype)
+    library(rule, x.dtype).spike_over_steps(_at(x), x.stride(0), _at(total), len(x), total.numel(), torch.get_num_threads())
+    return total
 
 
 def pack(spikes: Tensor, rule: Rule) -> Tensor:
