@@ -20,6 +20,7 @@ from spiketrain.errors import UserError
 from spiketrain.neurons import Spec
 
 keep_memory()  # for everyone in the process: page faults would drown what is measured
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes, which begin while others are timed
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[[], Any]

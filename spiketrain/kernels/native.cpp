@@ -543,7 +543,7 @@ template <bool LINE> struct Given {
     INLINE Pair current(Pair x) const { return LINE ? scale * x + shift : x; }
     INLINE Pair potential(Pair x, Pair v) const { return decay * v + gain * current(x); }
     INLINE Two<Lanes> fired(Pair u) const { return both(fires, u, threshold); }
-    INLINE Pair rest(Pair u) const { return both(after, u, fired(u), threshold); }
+    INLINE Pair reset(Pair u) const { return both(after, u, fired(u), threshold); }
 };
 
 // A group of a neuron layer. LINE: y = scale·x + shift, else y = x.
@@ -694,7 +694,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
             b.fetch(b.x + t * b.x_step);
             b.fetch(grad_s + t * to.grad_step);
             const Pair u = us[t] = given.potential(b.input(t), v);
-            v = given.rest(u);
+            v = given.reset(u);
         }
         for (i64 t = T - 1; t >= 0; t--) {
             const Pair u = us[t], x = u - given.threshold;
@@ -743,7 +743,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
 
     template <class B> INLINE void learn(B& b, const Given<LINE>& given, i64 t, Pair gu, Pair e, Pair h, Pair x, Pair lam, Two<Lanes> fired) {
         Pair before = b.rest();
-        if (t > 0) before = given.rest(potentials[t - 1]);
+        if (t > 0) before = given.reset(potentials[t - 1]);
         const Pair reset = HARD ? Pair{} : choose(fired, lam, Pair{});
         sums.add(0, b.channel, b.zeros_behind(gu * before));
         sums.add(1, b.channel, b.zeros_behind(gu * given.current(b.input(t))));
