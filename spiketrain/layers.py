@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spiketrain import kernels, processes, sync
 from spiketrain.errors import UserError, unknown
-from spiketrain.functional import Moments, Norm, Running, line, widen
+from spiketrain.functional import Moments, Norm, Running, line, once_differentiable, widen
 from spiketrain.kernels import conv
 from spiketrain.kernels.leaky import Anew
 from spiketrain.kernels.pool import avg_pool, max_pool
@@ -224,7 +224,7 @@ class _Repeated(torch.autograd.Function):
         return step.expand(steps, *step.shape[1:])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return kernels.over_steps(grads[0]), None
 

@@ -18,6 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 
 from spiketrain import kernels
+from spiketrain.functional import once_differentiable
 from spiketrain.kernels import conv
 from spiketrain.kernels.forms import Bits, Lazy, at_a_time, dense, in_parts, parted, size_of, without_memory
 from spiketrain.kernels.leaky import Anew
@@ -70,7 +71,7 @@ class _Conv(torch.autograd.Function):
         return conv.forward(x, weight, stride, padding, plus)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, kept = ctx.saved_tensors
         x = kept if ctx.form is None else Lazy(replace(ctx.form, bits=kept))
@@ -221,7 +222,7 @@ class _Again(torch.autograd.Function):
         return rest(y, True)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Nothing is held here while the gradient is computed: each tensor goes where it has been used last."""
         y = ctx.make(*ctx.saved_tensors).requires_grad_(ctx.needs_input_grad[1])

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spiketrain import processes
-from spiketrain.functional import Moments, together
+from spiketrain.functional import Moments, once_differentiable, together
 
 
 class _Sum(torch.autograd.Function):
@@ -19,7 +18,7 @@ class _Sum(torch.autograd.Function):
         return processes.add_up(values.clone())
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return processes.add_up(grad.clone())
 
@@ -59,7 +58,7 @@ class _BatchNorm(torch.autograd.Function):
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         # as in evaluation: dx = dy·w/σ, and this process's Σ dy·x̂ and Σ dy

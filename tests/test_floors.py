@@ -20,7 +20,7 @@ ALLOWED = {
     "functional": {"errors"},
     "kernels": {"allocator", "errors", "functional"},
     "neurons": {"errors", "functional", "kernels"},
-    "saving": {"kernels"},
+    "saving": {"functional", "kernels"},
     "layers": {"errors", "functional", "kernels", "neurons", "processes", "saving", "sync"},
     "models": {"errors", "functional", "kernels", "neurons", "saving", "layers"},
     "data": {"errors", "files", "processes"},

@@ -305,6 +305,15 @@ def test_the_tails_of_a_slope_are_as_exact_as_bfloat16(surrogate):
 
 
 @compiler
+def test_there_is_no_gradient_of_a_gradient():
+    x = torch.randn(4, 3, requires_grad=True)
+    s = kernels.scan(x, None, 0.5, 1.0, 1.0, 2.0, Rule(), "compiled", keep=False)[0]
+    (g,) = torch.autograd.grad((x * s).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+@compiler
 @pytest.mark.parametrize("layout", ["plain", "channels-last", "constant", "steps apart"])
 @pytest.mark.parametrize("shape", [(2, 40, 24, 24), (3, 5, 47, 53)], ids=str)
 def test_a_sum_over_steps_is_rounded_once(shape, layout):

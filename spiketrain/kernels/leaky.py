@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketrain.functional import Coefficient, Moments, Norm, Rule, per_channel, together, wide
+from spiketrain.functional import Coefficient, Moments, Norm, Rule, once_differentiable, per_channel, together, wide
 from spiketrain.kernels.forms import Bits, Lazy, Pieces, Spread, at_a_time, dense, parted
 
 
@@ -169,7 +169,7 @@ class _Fire(torch.autograd.Function):
         return spikes, None if last is None else layout.back(last[None])[0], found, x if along else None
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         kept, (rest, *tensors) = ctx.saved_tensors[: ctx.many], ctx.saved_tensors[ctx.many :]
         layout, norm = ctx.layout, ctx.norm

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spiketrain import allocator
+from spiketrain.functional import once_differentiable
 from spiketrain.kernels import cpp
 from spiketrain.kernels.forms import Bits, Lazy, OfBits, Spread, dense, without_memory
 
@@ -47,7 +48,7 @@ class _MaxPool(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (which,) = ctx.saved_tensors
         gx = allocator.empty(tuple(ctx.like.shape), ctx.like.dtype, torch.channels_last)
@@ -99,7 +100,7 @@ class _AvgPool(torch.autograd.Function):
         return Lazy(means) if packed else means.dense()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         if ctx.like is not None:
             grad = dense(grads[0]).to(ctx.like.dtype).contiguous(memory_format=torch.channels_last)
