@@ -444,7 +444,8 @@ template <bool FULL> struct Reach {
     i64 at, channel;   // of the block that was entered
 
     Reach(const Shape& s, const Group& group)
-        : group(group), channels(s.C), step(s.step()), far(BLOCK * std::max<i64>(1, AHEAD / s.T)), lined(s.Q == 1), at(group.at - BLOCK), channel(group.channel - BLOCK) {}
+        : group(group), channels(s.C), step(s.step()), far(BLOCK * std::max<i64>(1, AHEAD / s.T)), lined(s.Q == 1), at(group.at - BLOCK),
+          channel(group.channel - BLOCK) {}
     INLINE void enter() {
         at += BLOCK;
         channel = !lined ? group.channel : channel + BLOCK >= channels ? 0 : channel + BLOCK;
