@@ -21,7 +21,7 @@ from spiketrain.kernels import conv
 from spiketrain.kernels.leaky import Anew
 from spiketrain.kernels.pool import avg_pool, max_pool
 from spiketrain.neurons import Leaky, Neuron, Spec
-from spiketrain.saving import added, again, conv_and_anew, conv_of_spikes, convolve, currents
+from spiketrain.saving import added, again, computed, conv_and_anew, conv_of_spikes, convolve, currents
 
 NORMS = ("time", "step", "tdbn", "tebn")
 ENCODERS = ("direct", "rate", "ttfs", "phase")
@@ -247,7 +247,7 @@ class Conv(nn.Conv2d):
         if conv.pays(x, self.weight, self.stride[0], self.kernel_size[0] // 2):  # on the processor: autocast knows no meta device
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
             if x.shape[1] <= conv.FEW:  # images are float32
-                x = x.to(dtype)
+                x = computed(x)
             if x.dtype is dtype:
                 return convolve(self, x, None, plus)
         y: Tensor = super().forward(x)

@@ -127,7 +127,7 @@ def _where(layer: nn.Conv2d) -> tuple[int, int]:
     return layer.stride[0], int(layer.padding[0])
 
 
-def _computed(x: Tensor) -> Tensor:
+def computed(x: Tensor) -> Tensor:
     """x in the dtype that a convolution of it has now."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) and x.dtype is not torch.float64 else x
@@ -139,7 +139,7 @@ def _bits(x: Tensor) -> Kept | None:
 
 def conv_of_spikes(layer: nn.Conv2d, spikes: Tensor, plus: Tensor | None = None) -> Tensor:
     """`layer` of spikes `[N,C,H,W]`, which are kept for its gradient as bits where they can be. plus: as in `convolve`."""
-    spikes = _computed(spikes)
+    spikes = computed(spikes)
     bits = _bits(spikes)
     if bits is not None:
         return convolve(layer, spikes, bits, plus)
@@ -151,7 +151,7 @@ def conv_and_anew(layer: nn.Conv2d, x: Tensor, spiking: bool) -> tuple[Tensor, A
     """`layer` of x `[T,B,C,H,W]` step by step, and how it is made again of what its gradient keeps: x, as bits where it is spikes."""
     folded, steps = x.flatten(0, 1), x.shape[:2]
     if spiking:
-        folded = _computed(folded)
+        folded = computed(folded)
     bits = _bits(folded) if spiking or isinstance(folded, Lazy) else None
     if bits is None:
         again = functools.partial(_of_kept, layer, _autocast(x))

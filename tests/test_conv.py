@@ -373,6 +373,8 @@ def test_of_images_torchs_convolution_is_made_in_parts(taps, stride, bf16, monke
     assert made == [3, 3, 3, 3, 1] and parts[0].dtype is whole[0].dtype and parts[0].is_contiguous(memory_format=LAST)
     for ours, theirs in zip(parts, whole, strict=True):
         torch.testing.assert_close(ours, theirs)
+    with pytest.raises(RuntimeError):  # as torch has it of weights of float32
+        layer(x.bfloat16())
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 128, 8, 9), (20, 32, 48, 15, 16)], ids=str)
