@@ -5,6 +5,7 @@
 // 32 rows and 32 columns), so that each tile that is loaded is used twice.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <immintrin.h>
@@ -362,7 +363,7 @@ INLINE __m512 wide(const bf16* from) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
 }
 
-// Where a row of sums goes, in values from the first of y, or -1; and what is added to it, from the first of `plus`.
+// Where a row of sums goes, in values from that of a patch's first, or -1; and what is added to it, from what is added to that.
 struct Goal {
     i64 y, plus;
 };
@@ -399,6 +400,8 @@ class Maker {
     const Buffer<char> patch, sums;
     std::vector<i64> bases;  // of tiles, in lines of the patch
     std::vector<Goal> goals;
+    i64 y = 0, plus = 0;             // of the patch's first place, in values from the first of all
+    std::array<i64, 3> known{};      // of which form the patch is that bases and goals are of
     Done done;
 
     // The patch behind `now`: of other channels, or of other images. False: there is none.
@@ -415,7 +418,13 @@ class Maker {
         return true;
     }
 
+    // Goals are of the patch's first row: those of the patch before, where that was of the same form.
     void set_goals(const Patch& now) {
+        const i64 all = it.made.pixels(), row = now.row * it.step * it.made.W, image = now.image % it.every;
+        y = (now.image * all + row) * it.K, plus = (image * all + row) * it.K;
+        const std::array<i64, 3> form{now.images, std::min(now.rows * it.step, it.made.H - now.row * it.step), it.plus ? std::min(now.images, it.every - image) : 0};
+        if (form == known) return;
+        known = form;
         const i64 pitch = cut.planes[0].columns;
         for (i64 n = 0; n < now.images; n++)
             for (i64 t = 0; t < now.tiles; t++)
@@ -423,12 +432,12 @@ class Maker {
         for (i64 phase = 0; phase < cut.phases(); phase++)
             for (i64 n = 0; n < now.images; n++)
                 for (i64 place = 0; place < now.tiles * ROWS; place++) {
-                    const i64 row = (now.row + place / it.columns) * it.step + it.phases[phase].down;
+                    const i64 down = place / it.columns * it.step + it.phases[phase].down;
                     const i64 column = place % it.columns * it.step + it.phases[phase].right;
-                    const bool there = place < now.rows * it.columns && row < it.made.H && column < it.made.W;
-                    const i64 pixel = row * it.made.W + column, image = now.image + n, all = it.made.pixels();
+                    const bool there = place < now.rows * it.columns && down < form[1] && column < it.made.W;
+                    const i64 pixel = down * it.made.W + column, added = (image + n) % it.every - image;
                     goals[goal_of(phase, n * now.tiles) + place] =
-                        there ? Goal{(image * all + pixel) * it.K, (image % it.every * all + pixel) * it.K} : Goal{-1, 0};
+                        there ? Goal{(n * all + pixel) * it.K, (added * all + pixel) * it.K} : Goal{-1, 0};
                 }
     }
     i64 goal_of(i64 phase, i64 tile) const { return (phase * cut.group * cut.tiles + tile) * ROWS; }
@@ -440,13 +449,14 @@ class Maker {
             load<BOTH>(to);
         else
             clear<BOTH>();
-        for (i64 c = 0; c < now.channels; c++, a += cut.apart * LINE, b += cut.apart * LINE) {
+        const i64 part = (2 * ROWS << 16) / (now.channels * i64(taps.size())) + 1;  // of a row, 2⁻¹⁶: what is written for each product
+        i64 due = 0;
+        for (i64 c = 0; c < now.channels; c++, a += cut.apart * LINE, b += cut.apart * LINE)
             for (const Tap& tap : taps) {
                 multiply<BOTH>(a + tap.at * LINE, b + tap.at * LINE, by, by + TILE);
                 by += 2 * TILE;
+                done.write((due += part) >> 16);
             }
-            done.write(2 * ROWS * (c + 1) / now.channels);
-        }
         store<BOTH>(to);
     }
 
@@ -465,7 +475,7 @@ class Maker {
                     else
                         block<false>(now, cut.taps[phase], a, a, by, to);
                     if (!last) continue;
-                    done = Done{to, goals.data() + goal_of(phase, t), it.y + panel * WIDE, it.plus ? it.plus + panel * WIDE : nullptr,
+                    done = Done{to, goals.data() + goal_of(phase, t), it.y + y + panel * WIDE, it.plus ? it.plus + plus + panel * WIDE : nullptr,
                                 past, std::min<i64>(2, tiles - t) * ROWS};
                 }
         done.write(2 * ROWS);
@@ -620,16 +630,22 @@ template <class P> class Adder {
         for (size_t p = 0; p < source.size(); p += 2) pair(at(source[p]), at(source[p + 1]), c, channels, i64(p) / 2);
     }
     void take_rows(i64 image, i64 first, i64 c, i64 channels) {
+        const P zero = none<P>(nothing.data());
         i64 position = 0;
         for (const Plane& plane : planes)
             for (i64 r = 0; r < plane.rows; r++) {
-                const i64 row = (first + r) * stride + plane.down;
-                const auto at = [&](i64 q) {
-                    const i64 column = q * stride + plane.right;
-                    const bool inside = row >= 0 && row < seen.H && column >= 0 && column < seen.W;
-                    return inside ? pixel(image * seen.pixels() + row * seen.W + column) : none<P>(nothing.data());
+                const i64 row = (first + r) * stride + plane.down, left = plane.left(stride), behind = plane.behind(stride, seen.W);
+                P from = row < 0 || row >= seen.H ? zero : pixel((image * seen.H + row) * seen.W);
+                from.right(plane.right);  // which may be before the first
+                const auto next = [&](i64 q) {
+                    const P one = q < left || q >= behind ? zero : from;
+                    from.right(stride);
+                    return one;
                 };
-                for (i64 q = 0; q < plane.columns; q += 2) pair(at(q), at(q + 1), c, channels, position++);
+                for (i64 q = 0; q < plane.columns; q += 2) {
+                    const P even = next(q), odd = next(q + 1);
+                    pair(even, odd, c, channels, position++);
+                }
             }
     }
     void take_grad(i64 image, i64 count, i64 row, char* to) {
@@ -642,6 +658,7 @@ template <class P> class Adder {
                 if (++q == across) q = 0, r++;
             }
             for (i64 panel = 0; panel < panels; panel++) {
+                for (i64 p = 0; p < 32; p++) __builtin_prefetch(lines[p] + 64 * K + panel * WIDE);  // to be there two steps later
                 char* const tile = to + (2 * panel * steps + s) * TILE;
                 turn(lines, panel * WIDE, tile, tile + steps * TILE);
             }
