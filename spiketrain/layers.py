@@ -173,7 +173,7 @@ def fire(
 
     Norm and neuron in one pass over memory where the neuron's kernel is a fast one; the currents between them are never
     stored. They are in the dtype of potentials either way. update: whether the norm's running statistics are.
-    anew: how the backward pass makes x again, where it is not to be kept, and used up; packed: whether a 3×3 convolution, or a mean, is
+    anew: how the backward pass makes x again, where it is not to be kept, and used up; packed: whether a convolution, or a mean, is
     next: where that reads bits, spikes come as such.
     """
     return _fire(norm, neuron, x, steps, update, anew, packed)[0]

@@ -1,4 +1,4 @@
-// 3×3 convolutions (padding 1, stride 1 or 2), and the gradient by the weights of 1×1 ones, of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
+// 3×3 convolutions (padding 1, stride 1 or 2) and 1×1 ones of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
 //
 // x is [N,H,W,C] in memory, of bfloat16, or spikes as bits, or means of 2×2 spikes, which are bits; y and grad are [N,H,W,K]; C and K are multiples of 32. What is outside of an
 // image is 0. A tile is 16 rows of 64 bytes; TDPBF16PS adds a product of tiles, [16,32]·[32,16], to a tile of float32. Two by two of these stay in registers (a "block" of
@@ -313,7 +313,7 @@ class Packed {
     i64 one(i64 phase) const { return i64(cut.taps[phase].size()) * 2 * TILE; }  // of 32 inputs
 
   public:
-    // tiles: for 18 bytes of each input of each output, a tap two
+    // tiles: for two bytes of each tap of each input of each output
     Packed(const Cut& cut, char* tiles) : cut(cut), tiles(tiles) {
         i64 bytes = 0;
         for (i64 phase = 0; phase < cut.phases(); phase++) phases.push_back(bytes), bytes += one(phase) * cut.deep * cut.panels;
@@ -449,7 +449,7 @@ class Maker {
             load<BOTH>(to);
         else
             clear<BOTH>();
-        const i64 part = (2 * ROWS << 16) / (now.channels * i64(taps.size())) + 1;  // of a row, 2⁻¹⁶: what is written for each product
+        const i64 part = (2 * ROWS << 16) / std::max<i64>(1, now.channels * i64(taps.size())) + 1;  // of a row, 2⁻¹⁶: what is written for each product
         i64 due = 0;
         for (i64 c = 0; c < now.channels; c++, a += cut.apart * LINE, b += cut.apart * LINE)
             for (const Tap& tap : taps) {
@@ -457,6 +457,7 @@ class Maker {
                 by += 2 * TILE;
                 done.write((due += part) >> 16);
             }
+        if (taps.empty()) done.write(2 * ROWS);
         store<BOTH>(to);
     }
 
@@ -762,12 +763,12 @@ int amx_allowed() {
 // y = x ∗ w. form, together, apart: see Convolution. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
 // `to` or `from` is one; wide: whether it is float32. plus, if not null, is added: it has `every` images, of which one is added to every so
 // many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made, whichever is
-// greater. room: 18·C·K bytes, at a multiple of 64.
+// greater. side: of the taps, 3 or 1. room: 2·side²·C·K bytes, at a multiple of 64.
 void amx_forward(
     const void* x, int form, i64 together, i64 apart, const void* w, bf16* y, char* room, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
-    int wide, int kind, int threads) {
+    int wide, int kind, int side, int threads) {
     const Images all{N, H, W}, half{N, (H + 1) / 2, (W + 1) / 2};
-    const std::vector<Tap> taps = taps_around(3);
+    const std::vector<Tap> taps = taps_around(side);
     Convolution it{x, form, together, apart, y, plus, every, kind < 0 ? half : all, kind == 2 ? half : all, C, K, 0, 0, kind == 2 ? 2 : 1, kind < 0 ? 2 : 1, {}};
     const Images& grid = kind == 1 ? all : half;
     it.rows = grid.H, it.columns = grid.W;

@@ -1,5 +1,4 @@
-"""3×3 convolutions (padding 1) of bfloat16 by the matrix unit of x86 processors (AMX), in C++: forward and both gradients; of 1×1 ones
-that by the weights.
+"""3×3 convolutions (padding 1) and 1×1 ones of bfloat16 by the matrix unit of x86 processors (AMX), in C++: forward and both gradients.
 
 The products are those of the convolution as it is defined, added in float32: values differ from torch's by the order of sums alone.
 
@@ -78,17 +77,17 @@ def _given(x: Tensor) -> tuple[Tensor, int]:
 
 def _fill(
     x: Tensor, weight: Tensor, y: Tensor, steps: tuple[int, int, int], kind: int, plus: Tensor | None = None,
-    lie: tuple[int, int] | None = None,
+    lie: tuple[int, int] | None = None, side: int = 3,
 ) -> None:  # fmt: skip
     """lie: where so many images of x lie one behind the other, and the next so many images from their first."""
     more = ctypes.c_void_p(None if plus is None else plus.data_ptr()), *numbers(1 if plus is None else len(plus))
     sizes = numbers(*taps.sizes(x, y, kind), *steps)
     wide = int(weight.dtype is torch.float32)
     given, form = _given(x)
-    room = allocator.empty((18 * x.shape[1] * y.shape[1],), torch.uint8)
+    room = allocator.empty((2 * side * side * x.shape[1] * y.shape[1],), torch.uint8)
     lie = lie or (len(x), len(x))
     where = *pointers(given), form, *numbers(*lie), *pointers(weight, y, room)
-    _ready().amx_forward(*where, *sizes, *more, wide, kind, torch.get_num_threads())
+    _ready().amx_forward(*where, *sizes, *more, wide, kind, side, torch.get_num_threads())
 
 
 def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 1, plus: Tensor | None = None) -> Tensor:
@@ -97,15 +96,16 @@ def forward(x: Tensor, weight: Tensor, out: Tensor | None = None, stride: int = 
 
     An image's values are the same whatever others are in x.
     """
-    return taps.forward(functools.partial(_fill, plus=plus), x, _known(weight), out, stride)
+    return taps.forward(functools.partial(_fill, plus=plus, side=weight.shape[2]), x, _known(weight), out, stride)
 
 
 def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: int = 1) -> Tensor:
     """`taps.by_input`. weight: as in `forward`. grad may have an axis more in front, along which it need not be dense."""
+    fill = functools.partial(_fill, side=weight.shape[2])
     if grad.dim() == 4:
-        return taps.by_input(_fill, grad, _known(weight), like, stride)
+        return taps.by_input(fill, grad, _known(weight), like, stride)
     image = grad.shape[2:].numel()  # an axis of one image says nothing by its stride
-    fill = functools.partial(_fill, lie=(grad.shape[1], grad.stride(0) // image if len(grad) > 1 else grad.shape[1]))
+    fill = functools.partial(fill, lie=(grad.shape[1], grad.stride(0) // image if len(grad) > 1 else grad.shape[1]))
     # as many images, as if they lay one behind the other: of these `fill` is told nothing but the first one's place
     images = grad.as_strided((len(grad) * grad.shape[1], *grad.shape[2:]), (image, *grad.stride()[2:]))
     return taps.by_input(fill, images, _known(weight), like, stride)

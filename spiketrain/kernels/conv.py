@@ -39,7 +39,7 @@ def _thin(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def _single(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether it is a 1×1 convolution whose gradient by the weights is `amx`'s."""
+    """Whether it is a 1×1 convolution of which `amx` makes the gradient by the weights, and that of spikes that are bits itself."""
     single = (padding, *weight.shape[2:]) == (0, 1, 1) and stride in (1, 2) and _known(x)
     return single and amx.weight_pays(x, len(weight), stride)
 
@@ -71,6 +71,11 @@ def _weight_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
     return None
 
 
+def _by_unit(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether `amx` can make a convolution of x, which may be of bits."""
+    return (_ours(x, weight, stride, padding) and amx.forward_pays(x, len(weight), stride)) or _single(x, weight, stride, padding)
+
+
 def _cut(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether torch's convolution of images x is made some of them at a time."""
     few = x.shape[1] <= FEW and _known(x) and allocator.keeps()
@@ -84,7 +89,7 @@ def _made(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, in
 
 
 def reads_bits(x: Tensor) -> bool:
-    """Whether the 3×3 convolutions here take spikes `[...,C,H,W]` of x's dtype and device as `forms.Bits`, and are so faster."""
+    """Whether the convolutions here take spikes `[...,C,H,W]` of x's dtype and device as `forms.Bits`, and are so faster."""
     plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
     return plain and amx.reads_bits(x)
 
@@ -103,7 +108,9 @@ def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1, plus: 
 
     weight: of x's dtype, or to be rounded to it. No gradient goes through it.
     """
-    if _ours(x, weight, stride, padding) and amx.forward_pays(x, len(weight), stride):
+    # one of a single tap is as fast by torch, but for passes over memory: for the numbers that bits stand for, or for what is added
+    needed = weight.shape[2] > 1 or plus is not None or isinstance(x, Lazy)
+    if needed and _by_unit(x, weight, stride, padding):
         return amx.forward(x, weight, None, stride, None if plus is None else plus.to(x.dtype).contiguous(memory_format=LAST))
     y = _forward(dense(x), weight.to(x.dtype), stride, padding)
     if plus is not None:
@@ -133,7 +140,7 @@ def forward_of(bits: Bits | Means, weight: Tensor, stride: int = 1, padding: int
     part of them.
     """
     lazy = Lazy(bits)
-    if isinstance(bits, Means) or (_ours(lazy, weight, stride, padding) and amx.forward_pays(lazy, len(weight), stride)):
+    if isinstance(bits, Means) or _by_unit(lazy, weight, stride, padding):
         return forward(lazy, weight, stride, padding)
     like, images = bits.like, bits.images
     n = len(like)

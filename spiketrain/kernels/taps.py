@@ -1,4 +1,4 @@
-"""What the 3×3 convolutions in C++ share: the shape of what they fill, and how a C function reaches its weights."""
+"""What the convolutions in C++ share: the shape of what they fill, and how a C function reaches its weights."""
 
 import ctypes
 from collections.abc import Callable
@@ -27,11 +27,11 @@ def empty(x: Tensor, channels: int, stride: int) -> Tensor:
 
 
 def forward(fill: Fill, x: Tensor, weight: Tensor, out: Tensor | None, stride: int) -> Tensor:
-    """`F.conv2d(x, weight, stride=stride, padding=1)` of x `[N,C,H,W]` and weight `[K,C,3,3]`, both of one dtype and channels last."""
+    """`F.conv2d(x, weight, stride=stride, padding=side // 2)` of x `[N,C,H,W]` and weight `[K,C,side,side]`, of one dtype, channels last."""
     weight = weight.contiguous(memory_format=LAST)
     k, c = weight.shape[:2]
     y = empty(x, k, stride) if out is None else out
-    fill(x, weight, y, (9 * c, 1, c), stride)
+    fill(x, weight, y, (weight[0].numel(), 1, c), stride)
     return y
 
 
@@ -40,7 +40,7 @@ def by_input(fill: Fill, grad: Tensor, weight: Tensor, like: Tensor | None, stri
     weight = weight.contiguous(memory_format=LAST)
     c = weight.shape[1]
     x = allocator.empty((len(grad), c, *(grad if like is None else like).shape[2:]), grad.dtype, LAST)
-    fill(grad, weight.permute(0, 2, 3, 1)[:, 2, 2], x, (1, 9 * c, -c), 1 if stride == 1 else -stride)
+    fill(grad, weight.permute(0, 2, 3, 1)[:, -1, -1], x, (1, weight[0].numel(), -c), 1 if stride == 1 else -stride)
     return x
 
 
