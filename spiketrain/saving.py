@@ -84,14 +84,23 @@ class _Conv(torch.autograd.Function):
         like = without_memory(x)
         del x, kept  # before there is a gradient of its size
         if ctx.needs_input_grad[0]:
-            form = ByInput(grad, weight, ctx.where, like)
-            # who made bits of spikes knows what to do with their gradient in parts
-            by_x = Lazy(form) if ctx.spikes and conv.input_in_parts(grad, like, weight, *ctx.where) else form.dense()
+            by_x = _by_input(ByInput(grad, weight, ctx.where, like), ctx.spikes)
         by_plus = None
         if ctx.needs_input_grad[5]:
             images, dtype = ctx.plus
             by_plus = (dense(grads[0]) if len(grads[0]) == images else kernels.over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
         return by_x, by_weight, None, None, None, by_plus
+
+
+def _by_input(form: ByInput, spikes: bool) -> Tensor:
+    """The gradient: as a form where it goes to who made bits of spikes, which knows what to do with it in parts, or of few pixels."""
+    given = form.like, form.weight, *form.where
+    if spikes and conv.input_in_parts(form.grad, *given):
+        return Lazy(form)
+    spread = None if isinstance(form.grad, Lazy) else conv.input_spread(form.grad, *given)
+    if spread is None:
+        return form.dense()
+    return Lazy(spread) if spikes else spread.dense()
 
 
 def _by_weight(grad: Tensor, x: Tensor, weight: Tensor, where: tuple[int, int]) -> Tensor:

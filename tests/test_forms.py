@@ -257,7 +257,46 @@ def test_a_gradient_in_pieces_is_put_together_for_whoever_wants_all():
     assert form.some(t) == 2 and torch.equal(form.part(t, 1, 3), x[:, 1:3].flatten(0, 1))
 
 
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("sides", [(8, 6), (7, 6)], ids=str)  # the second is not of whole pairs, and taken as numbers
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_neuron_that_takes_the_gradient_of_every_second_pixel_changes_no_bit(name, sides, dtype):
+    draw = torch.Generator().manual_seed(1)
+    first = torch.randn(3, 4, *sides, 64, generator=draw).to(dtype).movedim(4, 2)
+    seen = torch.randn(12, 64, *(-(-side // 2) for side in sides), generator=draw).to(dtype).contiguous(memory_format=LAST)
+    seen[5, 40, 1, 1] = float("inf")  # which is to be seen by one pixel alone
+    lazy = Lazy(Spread(seen, 2, without_memory(first.flatten(0, 1)), means=False))
+    outcomes = []
+    for grad in (dense(lazy), lazy):
+        norm, x = layers.BatchNorm(64, layers.NormSpec(name, steps=3)), first.clone().requires_grad_()
+        spikes = scanned(x, norm, 3, False)
+        outcomes.append(torch.autograd.grad(spikes, [x, *norm.parameters()], grad.unflatten(0, (3, 4))))
+    for a, b in zip(*outcomes, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) and a.isfinite().any()
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (8, 9)], ids=str)
+def test_a_thin_convolution_of_bits_leaves_its_gradient_as_that_of_the_pixels_it_sees(sides):
+    spikes, layer = drawn(256, 64, *sides), layers.Conv1x1(64, 96, 2).bfloat16()
+    grad = torch.randn(256, 96, *(-(-side // 2) for side in sides)).bfloat16().contiguous(memory_format=LAST)
+    outcomes = []
+    for x in (spikes, as_bits(spikes)):
+        x.requires_grad_()
+        y = layer(x)
+        outcomes.append((y.detach(), *torch.autograd.grad(y, (x, layer.weight), grad)))
+    (y, by_x, by_weight), (same, lazy, alike) = outcomes
+    assert isinstance(lazy, Lazy) and isinstance(lazy.form, Spread) and torch.equal(dense(lazy), by_x) and torch.equal(alike, by_weight)
+    torch.testing.assert_close(same, y)
+
+
 def test_a_gradient_of_means_is_spread_evenly():
     grad = torch.randn(2, 3, 2, 2).contiguous(memory_format=LAST)
     form = Spread(grad, 2, torch.empty(2, 3, 4, 4, device="meta").contiguous(memory_format=LAST))
     assert torch.equal(form.dense(), grad.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4)
+
+
+def test_a_gradient_of_every_third_pixel_is_nothing_between():
+    grad = torch.randn(2, 3, 2, 3).contiguous(memory_format=LAST)
+    found = Spread(grad, 3, torch.empty(2, 3, 4, 9, device="meta").contiguous(memory_format=LAST), means=False).dense()
+    assert torch.equal(found[:, :, ::3, ::3], grad) and found.is_contiguous(memory_format=LAST)
+    assert int(found.count_nonzero()) == grad.numel()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spiketrain import allocator
 from spiketrain.kernels import amx, products, taps, winograd
-from spiketrain.kernels.forms import Bits, Lazy, dense, in_parts
+from spiketrain.kernels.forms import Bits, Lazy, Spread, dense, in_parts
 from spiketrain.kernels.pool import Means
 
 LAST = torch.channels_last
@@ -177,6 +177,13 @@ def input_in_parts(grad: Tensor, like: Tensor, weight: Tensor, stride: int, padd
     return fits and amx.input_pays(grad, like.shape[1], stride)
 
 
+def input_spread(grad: Tensor, like: Tensor, weight: Tensor, stride: int, padding: int) -> Spread | None:
+    """`by_input` of a thin convolution, by the pixels that it sees; None where it is no such one."""
+    if not (like.is_contiguous(memory_format=LAST) and _thin(grad, weight, stride, padding)):
+        return None
+    return Spread(products.thin_by_seen(grad, weight.to(like.dtype)), stride, like, means=False)
+
+
 def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, padding: int = 1) -> Tensor:
     """The gradient of `forward` by x. like: of x's shape, dtype and layout, on whatever device: its values are not read.
 
@@ -190,9 +197,9 @@ def by_input(grad: Tensor, like: Tensor, weight: Tensor, stride: int = 1, paddin
     ours = last and _ours(grad, weight, stride, padding)
     if ours and amx.input_pays(grad, like.shape[1], stride):
         return amx.by_input(grad, weight, like, stride)
+    if spread := input_spread(grad, like, weight, stride, padding):
+        return spread.dense()
     weight = weight.to(like.dtype)
-    if last and _thin(grad, weight, stride, padding):
-        return products.thin_by_input(grad, weight, like, stride)
     if ours and winograd.input_pays(grad, like.shape[1], stride):
         return winograd.by_input(grad, weight, like, stride)
     if ours and stride == 1 and products.forward_pays(grad, like.shape[1]):

@@ -1,4 +1,4 @@
-"""Tensors that lie in memory in another form than as their numbers: spikes as bits, a gradient by a mean as that of the mean.
+"""Tensors that lie in memory in another form than as their numbers: spikes as bits, a gradient by pixels as that by the fewer ones made of them.
 
 Who knows a form takes it as it is; whatever else is done with such a tensor is done with its numbers, which are made then.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from spiketrain import allocator
 from spiketrain.functional import Rule
 
 
@@ -173,13 +174,20 @@ class Bits(OfBits):
 
 @dataclass(frozen=True)
 class Spread:
-    """The gradient by images `[N,C,H,W]`, channels last, of means over factor × factor of their pixels. grad: by the means."""
+    """The gradient by images `[N,C,H,W]`, channels last, of fewer pixels that are made of them: the means over factor × factor, or every
+    factor-th of every factor-th row. grad: by those.
+    """
 
     grad: Tensor
     factor: int
     like: Tensor
+    means: bool = True
 
     def dense(self) -> Tensor:
+        if not self.means:
+            gx = allocator.empty(tuple(self.like.shape), self.grad.dtype, torch.channels_last).zero_()
+            gx[:, :, :: self.factor, :: self.factor] = self.grad
+            return gx
         gx = F.interpolate(self.grad / self.factor**2, scale_factor=self.factor, mode="nearest")
         return gx.contiguous(memory_format=torch.channels_last)
 

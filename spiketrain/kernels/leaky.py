@@ -183,7 +183,7 @@ class _Fire(torch.autograd.Function):
             shared = ctx.anew and ctx.anew.itself and _is_shared(kept[0])
             x = _seen(layout.flat(kept[0] if ctx.anew is None else ctx.anew.make(*kept)), ctx.steps)
             del kept
-        grad_s, pooled = _by_spikes(ctx.steps, ctx.dtype, layout, grads[0], pieces, ctx.values[0])
+        grad_s, fewer = _by_spikes(ctx.steps, ctx.dtype, layout, grads[0], pieces, ctx.values[0])
         grad_v = None if grads[1] is None else layout.flat(grads[1][None])[0].contiguous()
         ours = (None, 0.0) if norm is None else (norm.total, ctx.count, *((norm.weight.detach(),) if norm.weight.dim() == 2 else ()))
         needed = ctx.anew and ctx.anew.itself and (shared or _graph_is_kept() or isinstance(grad_s, Pieces))
@@ -195,7 +195,7 @@ class _Fire(torch.autograd.Function):
         if out is not None:
             by_x = layout.back(out)
         gx, gv, by_weight, by_bias, sums = ctx.passes.backward(
-            x, rest, grad_s, grad_v, ctx.affine, ctx.stats, ctx.values, ctx.rule, ctx.needs_input_grad[12:], *ours, **pooled, out=out,
+            x, rest, grad_s, grad_v, ctx.affine, ctx.stats, ctx.values, ctx.rule, ctx.needs_input_grad[12:], *ours, **fewer, out=out,
             more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
         )  # fmt: skip
         if norm is not None:
@@ -245,17 +245,17 @@ def _made(
 def _by_spikes(
     steps: int, dtype: torch.dtype, layout: Layout, grad: Tensor | None, pieces: bool, like: Tensor
 ) -> tuple[Tensor | Pieces, dict[str, Any]]:
-    """The gradient by spikes `[T,P,C,Q]` as `passes.backward` takes it, and with the keyword `pooled` where it is that by means of spikes.
+    """The gradient by spikes `[T,P,C,Q]` as `passes.backward` takes it, and with the keyword `fewer` where it is that by fewer pixels.
 
-    pieces: whether the passes can take pieces, and means; like: a tensor of that device.
+    pieces: whether the passes can take pieces, and fewer pixels; like: a tensor of that device.
     """
     if grad is None:
         return torch.zeros((steps, *layout.shape), dtype=dtype, device=like.device), {}
     grad = grad if grad.dtype is dtype else grad.to(dtype)
     form = grad.form if isinstance(grad, Lazy) else None  # all its images, whichever axes are seen
-    if pieces and isinstance(form, Spread):
+    if pieces and isinstance(form, Spread) and not any(side % form.factor for side in form.like.shape[2:]):
         pixels = form.grad.permute(0, 2, 3, 1).contiguous()
-        return pixels.reshape(steps, -1, *layout.shape[1:]), {"pooled": (form.like.shape[3], form.factor)}
+        return pixels.reshape(steps, -1, *layout.shape[1:]), {"fewer": (form.like.shape[3], form.factor, form.means)}
     if pieces and form is not None and parted(grad):
         some = form.some(steps)  # type: ignore[attr-defined]
         return _made(functools.partial(form.part, steps), (), steps, dtype, layout, some), {}  # type: ignore[attr-defined]

@@ -616,7 +616,8 @@ void forward(const Arguments& a, ELEMENT* spikes, uint32_t* packed, A* v_last, c
 struct Back {
     const ELEMENT* grad_s;
     i64 grad_step;             // elements from one step of it to the next
-    i64 width, factor;         // where it is by means of factor × factor spikes, of images so wide (channels last); else 0
+    i64 width, factor, means;  // where it is by fewer pixels made of images so wide (channels last), means over factor × factor of theirs or
+                               // every factor-th of every factor-th row; else 0
     const A *grad_v, *mean;    // grad_v: by the last potential, or null; mean: [S,C], for norm_sums
     const A* line[3];          // gx = line[0]·gy + line[1]·x + line[2], [S,C]; null: gx = gy
     ELEMENT* gx;               // null: sums only; with norm_sums gy, for through_norm; it may be x, of which it takes the place
@@ -625,10 +626,15 @@ struct Back {
     double* coefficient_sums;  // [4,C] for decay, gain, threshold, alpha, or null
     double* norm_sums;         // [S,2,C]: Σgy and Σgy·(x − mean), or null
 
-    // From the place of an element in a step to that of its mean, as images have whole windows.
-    i64 to_mean(i64 at, i64 channels) const {
-        const i64 pixel = at / channels, row = pixel / width, column = pixel % width;
-        return (row / factor * (width / factor) + column / factor - pixel) * channels;
+    struct Made {
+        bool any;
+        i64 at;
+    };
+    // Whether anything is made of the pixel of an element, and the way from this one's place in a step to that: the factor divides sides.
+    Made made(i64 element, i64 channels) const {
+        const i64 pixel = element / channels, row = pixel / width, column = pixel % width;
+        return {means || (row % factor == 0 && column % factor == 0),
+                (row / factor * (width / factor) + column / factor - pixel) * channels};
     }
 };
 
@@ -641,15 +647,15 @@ struct Line {  // through a norm: scale·gy + slope·x + shift
 };
 
 // What is asked for is a parameter of the template, so that what is not leaves no trace in the loops. With the norm's sums (NORMS), which
-// gx needs first, it is gy that is written. MEANS: the gradient is by means of spikes.
-template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
+// gx needs first, it is gy that is written. FEWER: the gradient is by fewer pixels.
+template <bool LINE, bool COEFFICIENTS, bool NORMS, bool FEWER> class Backward {
     const Shape& s;
     const Arguments& a;
     const Back to;
     const bool constant, past;
     Sums sums;
     std::vector<Pair> potentials;
-    i64 mean = 0;  // from an element of this row to its mean, where there are any
+    Back::Made made{true, 0};  // of this row's pixel
 
   public:
     Backward(const Shape& s, const Arguments& a, const Back& to)
@@ -665,7 +671,7 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
                 b.enter(block == 0);
                 if (block == 0 || b.lined) statistics(b, 0, found);
                 if (block == 0 || b.varied) found.slope = Slope(b.alpha);
-                if (MEANS && (block == 0 || b.channel == 0)) mean = to.to_mean(b.at, s.C);
+                if (FEWER && (block == 0 || b.channel == 0)) made = to.made(b.at, s.C);
                 one(b, found);
             }
         });
@@ -686,8 +692,9 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
         const i64 T = s.T;
         const Back to = this->to;
         Pair* const us = potentials.data();
-        const ELEMENT* const grad_s = MEANS ? to.grad_s + mean : to.grad_s;
-        const Pair share = twice(all(MEANS ? A(1) / A(to.factor * to.factor) : A(1)));
+        const ELEMENT* const grad_s = FEWER ? to.grad_s + made.at : to.grad_s;
+        const bool any = !FEWER || made.any;
+        const Pair share = twice(all(FEWER && to.means ? A(1) / A(to.factor * to.factor) : A(1)));
         Pair v = b.rest(), lam = to.grad_v ? b.get(to.grad_v) : Pair{}, whole{}, bias{}, weight{};
         Given<LINE> given = b.given;
         for (i64 t = 0; t < T; t++) {  // the potentials again
@@ -700,8 +707,8 @@ template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS> class Backward {
         for (i64 t = T - 1; t >= 0; t--) {
             const Pair u = us[t], x = u - given.threshold;
             const Two<Lanes> fired = given.fired(u);
-            Pair e = b.get(grad_s + t * to.grad_step);
-            if (MEANS) e = e * share;
+            Pair e = any ? b.get(grad_s + t * to.grad_step) : Pair{};
+            if (FEWER) e = e * share;
             if (!DETACH) e = e - (HARD ? lam * u : lam * given.threshold);
             const Pair slope = found.slope(x), gu = fused(e, slope, HARD ? choose(fired, Pair{}, lam) : lam), gy = given.gain * gu;
             if (COEFFICIENTS) {
@@ -775,11 +782,11 @@ void through_norm(const ELEMENT* x, ELEMENT* gx, const ELEMENT* more, const A* c
     });
 }
 
-template <bool LINE, bool COEFFICIENTS, bool NORMS, bool MEANS = false> void backward(const Arguments& a, const Back& to, const Shape& s, int threads) {
+template <bool LINE, bool COEFFICIENTS, bool NORMS, bool FEWER = false> void backward(const Arguments& a, const Back& to, const Shape& s, int threads) {
     const Groups groups(s);
     std::vector<std::vector<double>> parts(portions(groups.units(), threads));
     in_parallel(groups.units(), threads, [&](int portion, i64 begin, i64 end) {
-        parts[portion] = Backward<LINE, COEFFICIENTS, NORMS, MEANS>(s, a, to).run(groups, begin, end);
+        parts[portion] = Backward<LINE, COEFFICIENTS, NORMS, FEWER>(s, a, to).run(groups, begin, end);
     });
     const size_t coefficients = COEFFICIENTS ? 4 * s.C : 0, norms = NORMS ? 2 * a.S * s.C : 0;
     std::vector<double> all(coefficients + norms);

@@ -28,8 +28,10 @@ OVER = True
 
 Affine = tuple[Tensor, Tensor]
 """scale and shift, or mean and rstd, `[S,C]`."""
-Pooled = tuple[int, int]
-"""Width of images of spikes, and the factor by which means make them smaller; (0, 0) where there are no means."""
+Fewer = tuple[int, int, bool]
+"""Width of images of spikes, the factor by which what is made of them is smaller, and whether that is means, else every factor-th pixel of
+every factor-th row; of width 0 it is the spikes themselves.
+"""
 
 
 @functools.cache
@@ -70,8 +72,8 @@ _ARGUMENTS = {
 
 _Arguments = struct.Struct("PqPPPq4P4q")
 """x, x_step, v, scale, shift, S, coefficient and count of `Arguments` in native.cpp."""
-_Back = struct.Struct("PqqqPP3PPqPPP")
-"""grad_s, grad_step, width, factor, grad_v, mean, line, gx, gx_step, gv, coefficient_sums, norm_sums of `Back` there."""
+_Back = struct.Struct("PqqqqPP3PPqPPP")
+"""grad_s, grad_step, width, factor, means, grad_v, mean, line, gx, gx_step, gv, coefficient_sums, norm_sums of `Back` there."""
 
 
 class _Rows:
@@ -190,7 +192,7 @@ def forward(
 def backward(
     x: Tensor | Pieces, v: Tensor | None, grad_s: Tensor | Pieces, grad_v: Tensor | None, affine: Affine | None, stats: Affine | None,
     coefficients: tuple[Tensor, ...], rule: Rule, needs: tuple[bool, ...], total: Total | None = None, count: float = 0.0,
-    weight: Tensor | None = None, out: Tensor | None = None, more: Tensor | None = None, pooled: Pooled = (0, 0),
+    weight: Tensor | None = None, out: Tensor | None = None, more: Tensor | None = None, fewer: Fewer = (0, 0, False),
 ) -> tuple[Tensor | Pieces, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:  # fmt: skip
     """Gradients by x (`[1,P,C,Q]` where x is the same at every step), v, the norm's weight and bias (`[S,C]`, to be added up), and
     the coefficients `[C]`.
@@ -199,11 +201,11 @@ def backward(
     are here); total: sum over the processes that share them. weight: the norm's, `[T,C]`, where each step has its own. Between
     the pass for the norm's sums and the one that uses them the gradient by y waits in gx, rounded to x's dtype, as where norm and neuron
     are two layers; where gx takes the place of x, it is computed twice instead.
-    out: where gx goes, a new tensor if None; it can be x. more: a gradient of gx's shape that is added to it. pooled: where grad_s is by
-    means of spikes, and has fewer places P.
+    out: where gx goes, a new tensor if None; it can be x. more: a gradient of gx's shape that is added to it. fewer: where grad_s is by
+    what is made of spikes, and has fewer places P.
     An x in pieces (with a norm) is made for each pass, and so is, piece by piece, what is returned as its gradient.
     """
-    scan = _Backward(x, v, grad_s, grad_v, affine, coefficients, rule, pooled)
+    scan = _Backward(x, v, grad_s, grad_v, affine, coefficients, rule, fewer)
     pieces = isinstance(x, Pieces) and not scan.constant
     twice = pieces or out is x or (scan.constant and affine is not None and len(affine[0]) > 1)
     gx = out
@@ -237,10 +239,10 @@ class _Backward:
 
     def __init__(
         self, x: Tensor | Pieces, v: Tensor | None, grad_s: Tensor | Pieces, grad_v: Tensor | None, affine: Affine | None,
-        coefficients: tuple[Tensor, ...], rule: Rule, pooled: Pooled,
+        coefficients: tuple[Tensor, ...], rule: Rule, fewer: Fewer,
     ) -> None:  # fmt: skip
         self.x, self.v, self.grad_s, self.grad_v, self.affine, self.coefficients = x, v, grad_s, grad_v, affine, coefficients
-        self.rule, self.pooled, self.rows = rule, pooled, _Rows(x)
+        self.rule, self.fewer, self.rows = rule, fewer, _Rows(x)
         self.constant = x.constant if isinstance(x, Pieces) else len(x) > 1 and x.stride(0) == 0
         cut = [part for part in (x, grad_s) if isinstance(part, Pieces)]
         self.images = cut[0].images if cut else 1
@@ -290,7 +292,7 @@ class _Backward:
         grad_s, grad_v = _some(self.grad_s, *cut, self.images), _some(self.grad_v, *cut, self.images, 0)
         given = _Given(_Rows(x), x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
         back = _Back.pack(
-            _at(grad_s), grad_s.stride(0), *self.pooled, _at(grad_v), _at(mean), *map(_at, line or (None,) * 3),
+            _at(grad_s), grad_s.stride(0), *self.fewer, _at(grad_v), _at(mean), *map(_at, line or (None,) * 3),
             _at(gx), 0 if gx is None else gx.stride(0), _at(gv), _at(learned), _at(norms),
         )  # fmt: skip
         library(self.rule, x.dtype).spike_backward(given.arguments, back, *given.sizes)

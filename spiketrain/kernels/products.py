@@ -93,13 +93,10 @@ def thin(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return torch.mm(pixels.reshape(-1, x.shape[1]), weight.flatten(1).t()).view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
-def thin_by_input(grad: Tensor, weight: Tensor, like: Tensor, stride: int) -> Tensor:
-    """The gradient of `thin` by x. like: of x's shape."""
-    found = allocator.empty(tuple(like.shape), grad.dtype, LAST).zero_()
+def thin_by_seen(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `thin` by the pixels that it sees, `[N,C,·,·]` of the size of grad."""
     pixels = grad.permute(0, 2, 3, 1)
-    products = torch.mm(pixels.reshape(-1, grad.shape[1]), weight.flatten(1))
-    found.permute(0, 2, 3, 1)[:, ::stride, ::stride] = products.view(*pixels.shape[:3], -1)
-    return found
+    return torch.mm(pixels.reshape(-1, grad.shape[1]), weight.flatten(1)).view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def thin_by_weight(grad: Tensor, x: Tensor, stride: int) -> Tensor:
