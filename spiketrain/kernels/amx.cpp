@@ -528,166 +528,239 @@ INLINE void turn(const bf16* const* lines, i64 k, char* first, char* second) {
     UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(second + i * LINE, high[i]);
 }
 
-const i64 SOME = 8;               // steps whose rows and columns stay in the nearest cache for all taps
-const i64 CHUNK = 640;            // places at a time, about
+const i64 STEPS = 32;             // tiles of places of a strip, about
+const i64 SEEN = 24;              // tiles of a column of taps that stay in the nearest cache
 const i64 SUMS = i64(16) << 20;   // bytes of sums
-const i64 NEAR = i64(600) << 10;  // bytes of those that stay in the second cache while several chunks are added up
-const i64 TURNED = i64(2) << 20;  // bytes of transposed gradients of such chunks
+const i64 NEAR = i64(300) << 10;  // bytes of those that stay in the second cache while several chunks are added up
+const i64 TURNED = i64(1) << 20;  // bytes of transposed gradients of such chunks
 
 // What a thread needs to add up the gradient by the weights of some channels over some images. P: a pixel of x.
+//
+// Sums run over places in any order, as long as it is the same for both factors. A strip is some rows of a few images side by side, whose
+// rows fill whole tiles of 32 places, so that what a tap of the next row sees is what this one's saw, a row of tiles later: a column of
+// three taps takes two tiles from memory for three products.
 template <class P> class Adder {
-    const void* const x;
+    const P origin;
     const bf16* const grad;
     const Images seen, made;
-    const i64 C, K, deep, panels;  // all channels; of those here, times WIDE
-    const int stride;
+    const i64 K, deep, panels;  // all outputs; of channels and outputs here, times WIDE
+    const int stride, side;
+    const i64 row_of_x;             // from a row to the next
+    const std::vector<bf16> zeros;  // for a pixel of either
+    i64 images = 1;                 // of a strip, side by side
+    i64 across, rows;               // tiles of a strip's row, and rows
+    i64 strips;                     // of a chunk
     std::vector<Tap> taps;
-    std::vector<int> turns;  // in which they are dealt with: those of a column see the same pairs
-    std::vector<Plane> planes;
-    const i64 width;      // of a grid whose rows are even: pairs of places have to be the same ones for a tap of another row
-    bool each;            // whether each tap has a plane: of whole images, with all their places one behind the other
-    i64 rows, group = 1;  // of an image, or images, at a time
-    i64 steps, apart;
-    i64 some, chunks;     // channels (times WIDE) whose sums are near; chunks at a time
-    std::vector<int32_t> source;  // for `each`: the pixel of each place's tap, or -1
-    std::vector<bf16> nothing;
+    std::vector<Plane> planes;      // of a strip, in places
+    i64 lines = 0;                  // of its pairs
+    i64 apart;                      // from a chunk's pairs of 16 channels to the next, in lines
+    i64 some, chunks;               // channels (times WIDE) whose sums are near; chunks at a time
+    std::vector<i64> made_at;       // of each place of a row: the way from the row's first value in grad
+    std::vector<i64> seen_at;       // [plane, place]: the same in x, or -1 where it sees none
+    std::vector<decltype(P::at)> pixels;
     Buffer<char> pairs, turned;
 
+    struct Strip {
+        i64 image, images, row, rows;  // the first; how many
+    };
+
   public:
-    Adder(const void* x, const bf16* grad, Images seen, Images made, i64 C, i64 K, i64 deep, i64 panels, int stride, int side)
-        : x(x), grad(grad), seen(seen), made(made), C(C), K(K), deep(deep), panels(panels), stride(stride), taps(taps_around(side)),
-          width(made.W + made.W % 2), nothing(std::max(C, K), 0) {
-        const i64 places = made.pixels();
-        for (int column = 0; column < side; column++)
-            for (int row = 0; row < side; row++) turns.push_back(row * side + column);
-        each = places < 96;  // else what an image's last step of 32 places lacks is little
-        if (each) {
-            rows = made.H;
-            group = std::min(seen.N, std::max<i64>(1, CHUNK / places));
-            steps = (group * places + 31) / 32;
-            for (Tap& tap : taps) {
-                tap.at = tap.number * steps * 16;
-                for (i64 p = 0; p < steps * 32; p++) {
-                    const i64 n = p / places, row = p % places / made.W * stride + tap.down, column = p % made.W * stride + tap.right;
-                    const bool inside = n < group && row >= 0 && row < seen.H && column >= 0 && column < seen.W;
-                    source.push_back(inside ? int32_t((n * seen.H + row) * seen.W + column) : -1);
-                }
+    Adder(const void* x, const bf16* grad, Images seen, Images made, i64 most, i64 C, i64 K, i64 deep, i64 panels, int stride, int side)
+        : origin(pixel_of<P>(x, C, seen.W, 0)), grad(grad), seen(seen), made(made), K(K), deep(deep), panels(panels), stride(stride),
+          side(side), row_of_x(pixel_of<P>(x, C, seen.W, seen.W).at - origin.at), zeros(std::max(C, K) + 2 * row_of_x, 0),
+          taps(taps_around(side)) {
+        const auto tiles = [&](i64 n) { return (n * made.W + 31) / 32; };
+        for (i64 n = 2; n <= std::min<i64>(most, 32); n++)  // that fewer of the places are none
+            if (16 * tiles(images) * n > 17 * tiles(n) * images) images = n;
+        across = tiles(images);
+        const i64 most_rows = std::max<i64>(8, STEPS / across), parts = (made.H + most_rows - 1) / most_rows;
+        rows = (made.H + parts - 1) / parts;
+        planes = planes_of(taps, stride, rows, 32 * across, false);
+        i64 tiles_seen = 0;
+        for (const Plane& plane : planes) tiles_seen += plane.lines() / 32;
+        strips = std::max<i64>(1, side * SEEN / tiles_seen);
+        for (Tap& tap : taps) tap.at /= 2;
+        P next = origin;
+        next.right(1);
+        const i64 column_of_x = next.at - origin.at;
+        for (i64 place = 0; place < 32 * across; place++)
+            made_at.push_back((place / made.W * made.pixels() + place % made.W) * K);
+        for (const Plane& plane : planes) {
+            lines += plane.lines() / 2;
+            for (i64 place = 0; place < 32 * across; place++) {
+                const i64 column = place % made.W * stride + plane.right;
+                const bool there = place < images * made.W && column >= 0 && column < seen.W;
+                seen_at.push_back(there ? place / made.W * seen.H * row_of_x + column * column_of_x : -1);
             }
-            apart = of_all() * steps * 16;
-        } else {
-            const i64 parts = (places + CHUNK - 1) / CHUNK;
-            rows = (made.H + parts - 1) / parts;
-            steps = (rows * width + 31) / 32;
-            planes = planes_of(taps, stride, rows, width, false);
-            for (Tap& tap : taps) tap.at /= 2;
-            apart = 16;  // those that the last step sees beyond the last row
-            for (const Plane& plane : planes) apart += plane.lines() / 2;
         }
-        apart |= 1;
+        pixels.resize(32 * across);
+        apart = (strips * lines) | 1;
         some = std::min(deep, std::max<i64>(1, NEAR / (panels * of_all() * BLOCK)));
         chunks = some == deep ? 1 : std::max<i64>(1, TURNED / size());
         pairs = buffer<char>(2 * some * apart * LINE);
-        std::memset(pairs.get(), 0, 2 * some * apart * LINE);
         turned = buffer<char>(chunks * size());
     }
 
     // The sums [deep,panels,taps] of blocks over the images first to last - 1, of the channels of x from c on.
     void run(i64 first, i64 last, i64 c, char* sums) {
-        const i64 parts = (made.H + rows - 1) / rows, all = (last - first + group - 1) / group * parts;
+        const i64 parts = (made.H + rows - 1) / rows, strips_here = (last - first + images - 1) / images * parts;
+        const i64 all = (strips_here + strips - 1) / strips;
+        const auto strip = [&](i64 number) {
+            const i64 image = first + number / parts * images, row = number % parts * rows;
+            return Strip{image, std::min(images, last - image), row, std::min(rows, made.H - row)};
+        };
+        std::vector<Strip> chunk;
+        const auto of = [&](i64 number) -> const std::vector<Strip>& {
+            chunk.clear();
+            for (i64 i = number * strips; i < std::min(strips_here, (number + 1) * strips); i++) chunk.push_back(strip(i));
+            return chunk;
+        };
         for (i64 start = 0; start < all; start += chunks) {
             const i64 behind = std::min(all, start + chunks);
-            const auto image = [&](i64 chunk) { return first + chunk / parts * group; };
-            const auto count = [&](i64 chunk) { return std::min(group, last - image(chunk)); };
-            for (i64 chunk = start; chunk < behind; chunk++)
-                take_grad(image(chunk), count(chunk), chunk % parts * rows, turned.get() + (chunk - start) * size());
+            for (i64 number = start; number < behind; number++) take_grad(of(number), turned.get() + (number - start) * size());
             for (i64 from = 0; from < deep; from += some) {
                 const i64 channels = std::min(some, deep - from);
-                for (i64 chunk = start; chunk < behind; chunk++) {
-                    if (each)
-                        take_each(image(chunk), count(chunk), c + from * WIDE, channels);
-                    else
-                        take_rows(image(chunk), chunk % parts * rows, c + from * WIDE, channels);
-                    multiply_all(turned.get() + (chunk - start) * size(), channels, sums + from * panels * of_all() * BLOCK, chunk > 0);
+                for (i64 number = start; number < behind; number++) {
+                    take_pairs(of(number), c + from * WIDE, channels);
+                    multiply_all(chunk, turned.get() + (number - start) * size(), channels, sums + from * panels * of_all() * BLOCK,
+                                 number > 0);
                 }
             }
         }
     }
 
   private:
-    i64 size() const { return 2 * panels * steps * TILE; }  // of a chunk's transposed gradient
-    i64 of_all() const { return i64(taps.size()); }  // taps
-    P pixel(i64 number) const { return pixel_of<P>(x, C, seen.W, number); }
-    void pair(P even, P odd, i64 first, i64 channels, i64 position) {
-        char* to = pairs.get() + position * LINE;
-        for (i64 c = 0; c < channels; c++, to += 2 * apart * LINE) {
-            const __m512i one = even.get(first + c * WIDE), two = odd.get(first + c * WIDE);
-            _mm512_store_si512(to, _mm512_unpacklo_epi16(one, two));
-            _mm512_store_si512(to + apart * LINE, _mm512_unpackhi_epi16(one, two));
-        }
-    }
-    void take_each(i64 image, i64 count, i64 c, i64 channels) {
-        const i64 from = image * seen.pixels(), behind = count * seen.pixels();
-        const auto at = [&](int32_t place) { return place < 0 || place >= behind ? none<P>(nothing.data()) : pixel(from + place); };
-        for (size_t p = 0; p < source.size(); p += 2) pair(at(source[p]), at(source[p + 1]), c, channels, i64(p) / 2);
-    }
-    void take_rows(i64 image, i64 first, i64 c, i64 channels) {
-        const P zero = none<P>(nothing.data());
-        i64 position = 0;
-        for (const Plane& plane : planes)
-            for (i64 r = 0; r < plane.rows; r++) {
-                const i64 row = (first + r) * stride + plane.down, left = plane.left(stride), behind = plane.behind(stride, seen.W);
-                P from = row < 0 || row >= seen.H ? zero : pixel((image * seen.H + row) * seen.W);
-                from.right(plane.right);  // which may be before the first
-                const auto next = [&](i64 q) {
-                    const P one = q < left || q >= behind ? zero : from;
-                    from.right(stride);
-                    return one;
-                };
-                for (i64 q = 0; q < plane.columns; q += 2) {
-                    const P even = next(q), odd = next(q + 1);
-                    pair(even, odd, c, channels, position++);
-                }
-            }
-    }
-    void take_grad(i64 image, i64 count, i64 row, char* to) {
-        const i64 across = each ? made.W : width, down = each ? count * made.H : std::min(rows, made.H - row);
-        const bf16* const from = grad + (image * made.pixels() + row * made.W) * K;
-        for (i64 s = 0, r = 0, q = 0; s < steps; s++) {
-            const bf16* lines[32];
-            for (i64 p = 0; p < 32; p++) {
-                lines[p] = r < down && q < made.W ? from + (r * made.W + q) * K : nothing.data();
-                if (++q == across) q = 0, r++;
-            }
-            for (i64 panel = 0; panel < panels; panel++) {
-                for (i64 p = 0; p < 32; p++) __builtin_prefetch(lines[p] + 64 * K + panel * WIDE);  // to be there two steps later
-                char* const tile = to + (2 * panel * steps + s) * TILE;
-                turn(lines, panel * WIDE, tile, tile + steps * TILE);
-            }
-        }
-    }
-    void multiply_all(const char* gradients, i64 channels, char* sums, bool more) const {
-        for (i64 c = 0; c < channels; c++)
-            for (i64 k = 0; k < panels; k++)
-                for (i64 first = 0; first < steps; first += SOME) {
-                    const i64 behind = std::min(steps, first + SOME);
-                    const char* const rows = gradients + 2 * k * steps * TILE;
-                    const char* const columns = pairs.get() + 2 * c * apart * LINE;
-                    for (size_t i = 0; i < turns.size(); i++) {
-                        char* const all = sums + (c * panels + k) * of_all() * BLOCK;
-                        char* const sum = all + turns[i] * BLOCK;
-                        const char* const next = all + (i + 1 < turns.size() ? turns[i + 1] : of_all()) * BLOCK;  // to be there in time
-                        if (more || first > 0)
-                            load<true>(sum);
-                        else
-                            clear<true>();
-                        for (i64 s = first; s < behind; s++) {
-                            const char *const a = rows + s * TILE, *const b = columns + (s * ROWS + taps[turns[i]].at) * LINE;
-                            UNROLL for (int i = 0; i < 8; i++) __builtin_prefetch(next + ((s - first) * 8 + i) * LINE, 1);
-                            multiply<true>(a, a + steps * TILE, b, b + apart * LINE);
+    i64 steps() const { return strips * rows * across; }      // tiles of places of a chunk
+    i64 size() const { return 2 * panels * steps() * TILE; }  // of its transposed gradient
+    i64 of_all() const { return i64(taps.size()); }           // taps
+    // Pairs of places, [channels,2,strip,plane,row,places/2], 16 channels of both: the first line has those of `turn`'s first tile.
+    void take_pairs(const std::vector<Strip>& chunk, i64 first, i64 channels) {
+        const auto nothing = (decltype(P::at))zeros.data();
+        P even = origin, odd = origin;
+        char* to = pairs.get();
+        for (const Strip& strip : chunk) {
+            const i64 *at = seen_at.data(), there = strip.images * made.W;  // there: places of a row
+            for (const Plane& plane : planes) {
+                for (i64 r = 0; r < plane.rows; r++) {
+                    const i64 row = (strip.row + r) * stride + plane.down;
+                    const i64 behind = row < 0 || row >= seen.H ? 0 : there;
+                    const auto start = origin.at + (strip.image * seen.H + row) * row_of_x;
+                    for (i64 place = 0; place < plane.columns; place++)
+                        pixels[place] = place < behind && at[place] >= 0 ? start + at[place] : nothing;
+                    for (i64 c = 0; c < channels; c++) {
+                        char* out = to + 2 * c * apart * LINE;
+                        for (i64 place = 0; place < plane.columns; place += 2, out += LINE) {
+                            even.at = pixels[place], odd.at = pixels[place + 1];
+                            const __m512i one = even.get(first + c * WIDE), two = odd.get(first + c * WIDE);
+                            _mm512_store_si512(out, _mm512_unpacklo_epi16(one, two));
+                            _mm512_store_si512(out + apart * LINE, _mm512_unpackhi_epi16(one, two));
                         }
-                        store<true>(sum);
+                    }
+                    to += plane.columns / 2 * LINE;
+                }
+                at += plane.columns;
+            }
+        }
+    }
+    void take_grad(const std::vector<Strip>& chunk, char* to) const {
+        for (const Strip& strip : chunk) {
+            const bf16* from = grad + (strip.image * made.pixels() + strip.row * made.W) * K;
+            const i64 there = strip.images * made.W;
+            for (i64 r = 0; r < rows; r++, from += made.W * K)
+                for (i64 j = 0; j < across; j++, to += TILE) {
+                    if (r >= strip.rows) continue;
+                    const bf16* lines[32];
+                    for (i64 p = 0; p < 32; p++) lines[p] = 32 * j + p < there ? from + made_at[32 * j + p] : zeros.data();
+                    for (i64 panel = 0; panel < panels; panel++) {
+                        for (i64 p = 0; p < 32; p++) __builtin_prefetch(lines[p] + 64 * K + panel * WIDE);  // to be there two steps later
+                        char* const tile = to + 2 * panel * steps() * TILE;
+                        turn(lines, panel * WIDE, tile, tile + steps() * TILE);
                     }
                 }
+        }
+    }
+    // more: there are sums already.
+    void multiply_all(const std::vector<Strip>& chunk, const char* gradients, i64 channels, char* sums, bool more) const {
+        for (i64 c = 0; c < channels; c++) {
+            const char* const columns = pairs.get() + 2 * c * apart * LINE;
+            char* const here = sums + c * panels * of_all() * BLOCK;
+            for (i64 k = 0; side == 1 && k < panels; k++) one_tap(chunk, gradients + 2 * k * steps() * TILE, columns, here + k * BLOCK, more);
+            for (int half = 0; side == 3 && half < 2; half++)
+                for (int column = 0; column < 3; column++)
+                    for (i64 k = 0; k < 2 * panels; k++) {
+                        const auto sum = [&](i64 k) { return here + (k / 2 * of_all() + column) * BLOCK + (2 * (k % 2) + half) * TILE; };
+                        three_taps(chunk, gradients + k * steps() * TILE, columns + half * apart * LINE, column, sum(k), sum(k + 1), more);
+                    }
+        }
+    }
+    void one_tap(const std::vector<Strip>& chunk, const char* rows_of, const char* columns, char* sum, bool more) const {
+        if (more)
+            load<true>(sum);
+        else
+            clear<true>();
+        for (const Strip& strip : chunk) {
+            for (i64 s = 0; s < strip.rows * across; s++) {
+                const char *const a = rows_of + s * TILE, *const b = columns + s * TILE;
+                multiply<true>(a, a + steps() * TILE, b, b + apart * LINE);
+            }
+            rows_of += rows * across * TILE, columns += lines * LINE;
+        }
+        store<true>(sum);
+    }
+    // Of 16 outputs and 16 channels: the three taps of a column, whose sums lie three blocks apart. next: the sums that follow.
+    void three_taps(const std::vector<Strip>& chunk, const char* a, const char* b, int column, char* sum, const char* next, bool more) const {
+        const i64 below = 3 * BLOCK, row = across * TILE;
+        const char *up = b + taps[column].at * LINE, *middle = b + taps[3 + column].at * LINE;
+        written();
+        if (more) {
+            _tile_loadd(0, sum, LINE); _tile_loadd(1, sum + below, LINE); _tile_loadd(2, sum + 2 * below, LINE);
+        } else {
+            _tile_zero(0); _tile_zero(1); _tile_zero(2);
+        }
+        i64 done = 0;
+        const auto prefetch = [&] {  // next's, a quarter of a tile at a time
+            if (done >= 12) return;
+            const char* const from = next + done / 4 * below + done % 4 * 4 * LINE;
+            UNROLL for (int i = 0; i < 4; i++) __builtin_prefetch(from + i * LINE, 1);
+            done++;
+        };
+        for (const Strip& strip : chunk) {
+            for (i64 j = 0; j < across; j++) {
+                const char *rows_of = a + j * TILE, *seen_by = up + j * TILE, *seen_by_middle = middle + j * TILE;
+                const char* const behind = rows_of + strip.rows * row;
+                _tile_loadd(4, seen_by, LINE);
+                if (stride == 1) {
+                    _tile_loadd(5, seen_by + row, LINE);
+// What the upper taps see moves on: a tile is the lower tap's, then the middle one's, then the upper one's.
+#define ROW(upper, between, lower)                                                       \
+    prefetch();                                                                          \
+    _tile_loadd(3, rows_of, LINE); _tile_loadd(lower, seen_by + 2 * row, LINE);          \
+    _tile_dpbf16ps(0, 3, upper); _tile_dpbf16ps(1, 3, between); _tile_dpbf16ps(2, 3, lower); \
+    seen_by += row, rows_of += row;                                                      \
+    if (rows_of == behind) break
+                    for (;;) {
+                        ROW(4, 5, 6);
+                        ROW(5, 6, 4);
+                        ROW(6, 4, 5);
+                    }
+#undef ROW
+                } else {
+#define ROW(upper, lower)                                                                \
+    prefetch();                                                                          \
+    _tile_loadd(3, rows_of, LINE); _tile_loadd(6, seen_by_middle, LINE); _tile_loadd(lower, seen_by + row, LINE); \
+    _tile_dpbf16ps(0, 3, upper); _tile_dpbf16ps(1, 3, 6); _tile_dpbf16ps(2, 3, lower);       \
+    seen_by += row, seen_by_middle += row, rows_of += row;                               \
+    if (rows_of == behind) break
+                    for (;;) {
+                        ROW(4, 5);
+                        ROW(5, 4);
+                    }
+#undef ROW
+                }
+            }
+            a += rows * row, up += lines * LINE, middle += lines * LINE;
+        }
+        _tile_stored(0, sum, LINE); _tile_stored(1, sum + below, LINE); _tile_stored(2, sum + 2 * below, LINE);
     }
 };
 
@@ -735,7 +808,7 @@ void by_weight(const void* x, const bf16* grad, float* gw, char* sums, Images se
 #pragma omp parallel num_threads(threads)
     {
         const Unit unit;
-        Adder<P> adder(x, grad, seen, made, C, K, some, panels, stride, side);
+        Adder<P> adder(x, grad, seen, made, (seen.N + parts - 1) / parts, C, K, some, panels, stride, side);
         char* const mine = sums + omp_get_thread_num() * slice_size;
 #pragma omp for schedule(dynamic)
         for (i64 i = 0; i < parts * slices; i++) {

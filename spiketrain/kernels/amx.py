@@ -9,7 +9,7 @@ The products are those of the convolution as it is defined, added in float32: va
 
 The unit multiplies tiles, [16,32]·[32,16]. Forward, a tile's rows are pixels one behind the other, so what they see has to lie so, too: a
 patch of x is copied, 32 channels at a time, with its border of zeros. For ∂w, sums run over pixels: pairs of them lie together, ∂y is
-transposed, and each column of taps has a copy.
+transposed, and each column of taps has a copy, in which the next row is some tiles further.
 
 Source: Intel, "Intel Architecture Instruction Set Extensions Programming Reference" (319433), chapter 3.
 """

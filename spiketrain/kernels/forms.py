@@ -1,4 +1,4 @@
-"""Tensors that lie in memory in another form than as their numbers: spikes as bits, a gradient by pixels as that by the fewer ones made of them.
+"""Tensors that lie in memory in another form than as their numbers: spikes as bits, a gradient by pixels as that by the fewer made of them.
 
 Who knows a form takes it as it is; whatever else is done with such a tensor is done with its numbers, which are made then.
 """

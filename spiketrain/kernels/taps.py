@@ -27,7 +27,7 @@ def empty(x: Tensor, channels: int, stride: int) -> Tensor:
 
 
 def forward(fill: Fill, x: Tensor, weight: Tensor, out: Tensor | None, stride: int) -> Tensor:
-    """`F.conv2d(x, weight, stride=stride, padding=side // 2)` of x `[N,C,H,W]` and weight `[K,C,side,side]`, of one dtype, channels last."""
+    """`F.conv2d(x, weight, stride=stride, padding=side // 2)` of x `[N,C,H,W]` and weight `[K,C,side,side]`, of one dtype."""
     weight = weight.contiguous(memory_format=LAST)
     k, c = weight.shape[:2]
     y = empty(x, k, stride) if out is None else out
