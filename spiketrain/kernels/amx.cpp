@@ -26,7 +26,7 @@ typedef uint16_t bf16;
 
 const i64 LINE = 64, TILE = 16 * LINE, BLOCK = 4 * TILE;  // bytes: of 32 values of bfloat16, of a tile, of a block of float32
 const i64 ROWS = 16, WIDE = 32;                          // rows of a tile; channels that are dealt with together
-const i64 PATCH = 480 << 10, ENOUGH = 256;               // bytes of a patch; places that are worth the weights' way through the cache
+const i64 PATCH = 600 << 10, ENOUGH = 256;               // bytes of a patch; places that are worth the weights' way through the cache
 const i64 LARGE = i64(16) << 20;                         // bytes of a result that has no use of the caches
 
 // The matrix unit of this thread, set to whole tiles. What it was set to before comes back at the end: other libraries rely on it.
@@ -289,6 +289,7 @@ class Cut {
         if (rows == it.rows) {
             const i64 most = std::min((2 * ENOUGH) / (rows * it.columns), (it.seen.N + threads - 1) / threads);
             group = std::max<i64>(1, std::min(PATCH / bytes(), most));
+            if (group > 1 && (rows * it.columns + ROWS - 1) / ROWS % 2) group -= group % 2;  // a block has rows of two tiles
         }
         std::vector<Tap> placed = all;
         planes = planes_for(placed, rows), lines = lines_for(rows);
