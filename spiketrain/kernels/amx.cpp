@@ -99,12 +99,14 @@ struct Numbers {
     const bf16* at;
     i64 pixel;  // elements from one pixel to the next
     INLINE __m512i get(i64 c) const { return line(at + c); }
+    INLINE void ask(i64 c, i64 pixels) const { __builtin_prefetch(at + pixels * pixel + c); }  // memory, for what is so many further right
     INLINE void right(i64 pixels) { at += pixels * pixel; }
 };
 struct Spikes {
     const uint32_t* at;  // a word has 32 channels, from the lowest bit on
     i64 pixel;
     INLINE __m512i get(i64 c) const { return _mm512_maskz_set1_epi16(at[c / WIDE], 0x3f80); }
+    INLINE void ask(i64, i64) const {}  // they are few
     INLINE void right(i64 pixels) { at += pixels * pixel; }
 };
 struct Means {
@@ -119,6 +121,7 @@ struct Means {
         count = _mm512_mask_add_epi16(count, up[row + pixel], count, one);
         return _mm512_permutexvar_epi16(count, quarters);
     }
+    INLINE void ask(i64, i64) const {}
     INLINE void right(i64 pixels) { at += 2 * pixels * pixel; }
 };
 
@@ -351,8 +354,10 @@ template <class P> void copy(const Convolution& it, const Cut& cut, const Patch&
                     char* const out = to + (c * cut.apart + r * plane.columns) * LINE;
                     for (i64 q = 0; q < left; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
                     P from = inside ? pixel_of<P>(it.x, it.C, it.seen.W, number) : P{};
-                    for (i64 q = left; q < right; q++, from.right(it.stride))
+                    for (i64 q = left; q < right; q++, from.right(it.stride)) {
+                        from.ask((patch.first + c) * WIDE, it.stride * it.seen.W);  // of the next row
                         _mm512_store_si512(out + q * LINE, from.get((patch.first + c) * WIDE));
+                    }
                     for (i64 q = right; q < plane.columns; q++) _mm512_store_si512(out + q * LINE, _mm512_setzero_si512());
                 }
             }
