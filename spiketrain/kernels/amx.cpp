@@ -133,8 +133,6 @@ template <> Means pixel_of(const void* x, i64 C, i64 wide, i64 number) {
     const i64 each = C / WIDE, row = 2 * wide * each;
     return {(const uint32_t*)x + number / wide * 2 * row + number % wide * 2 * each, each, row};
 }
-// One whose channels are all 0, as `zeros` are.
-template <class P> P none(const bf16* zeros) { return pixel_of<P>(zeros, 0, 1, 0); }
 
 // ---- where pixels are ----
 
