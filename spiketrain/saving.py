@@ -97,10 +97,8 @@ def _by_input(form: ByInput, spikes: bool) -> Tensor:
     given = form.like, form.weight, *form.where
     if spikes and conv.input_in_parts(form.grad, *given):
         return Lazy(form)
-    spread = None if isinstance(form.grad, Lazy) else conv.input_spread(form.grad, *given)
-    if spread is None:
-        return form.dense()
-    return Lazy(spread) if spikes else spread.dense()
+    spread = conv.input_spread(form.grad, *given) if spikes and not isinstance(form.grad, Lazy) else None
+    return form.dense() if spread is None else Lazy(spread)
 
 
 def _by_weight(grad: Tensor, x: Tensor, weight: Tensor, where: tuple[int, int]) -> Tensor:

@@ -426,7 +426,8 @@ class Maker {
     void set_goals(const Patch& now) {
         const i64 all = it.made.pixels(), row = now.row * it.step * it.made.W, image = now.image % it.every;
         y = (now.image * all + row) * it.K, plus = (image * all + row) * it.K;
-        const std::array<i64, 3> form{now.images, std::min(now.rows * it.step, it.made.H - now.row * it.step), it.plus ? std::min(now.images, it.every - image) : 0};
+        const std::array<i64, 3> form{now.images, std::min(now.rows * it.step, it.made.H - now.row * it.step),
+                                      it.plus ? std::min(now.images, it.every - image) : 0};  // images; rows of y; those before `plus` begins anew
         if (form == known) return;
         known = form;
         const i64 pitch = cut.planes[0].columns;
@@ -453,7 +454,8 @@ class Maker {
             load<BOTH>(to);
         else
             clear<BOTH>();
-        const i64 part = (2 * ROWS << 16) / std::max<i64>(1, now.channels * i64(taps.size())) + 1;  // of a row, 2⁻¹⁶: what is written for each product
+        const i64 products = now.channels * i64(taps.size());
+        const i64 part = (2 * ROWS << 16) / std::max<i64>(1, products) + 1;  // what is written after each, in 2⁻¹⁶ of a row
         i64 due = 0;
         for (i64 c = 0; c < now.channels; c++, a += cut.apart * LINE, b += cut.apart * LINE)
             for (const Tap& tap : taps) {
@@ -480,7 +482,8 @@ class Maker {
                     else
                         block<false>(now, cut.taps[phase], a, a, by, to);
                     if (!last) continue;
-                    done = Done{to, goals.data() + goal_of(phase, t), it.y + y + panel * WIDE, it.plus ? it.plus + plus + panel * WIDE : nullptr,
+                    done = Done{to, goals.data() + goal_of(phase, t), it.y + y + panel * WIDE,
+                                it.plus ? it.plus + plus + panel * WIDE : nullptr,
                                 past, std::min<i64>(2, tiles - t) * ROWS};
                 }
         done.write(2 * ROWS);
@@ -613,20 +616,20 @@ template <class P> class Adder {
             const i64 image = first + number / parts * images, row = number % parts * rows;
             return Strip{image, std::min(images, last - image), row, std::min(rows, made.H - row)};
         };
-        std::vector<Strip> chunk;
-        const auto of = [&](i64 number) -> const std::vector<Strip>& {
-            chunk.clear();
-            for (i64 i = number * strips; i < std::min(strips_here, (number + 1) * strips); i++) chunk.push_back(strip(i));
-            return chunk;
+        const auto chunk = [&](i64 number) {
+            std::vector<Strip> found;
+            for (i64 i = number * strips; i < std::min(strips_here, (number + 1) * strips); i++) found.push_back(strip(i));
+            return found;
         };
         for (i64 start = 0; start < all; start += chunks) {
             const i64 behind = std::min(all, start + chunks);
-            for (i64 number = start; number < behind; number++) take_grad(of(number), turned.get() + (number - start) * size());
+            for (i64 number = start; number < behind; number++) take_grad(chunk(number), turned.get() + (number - start) * size());
             for (i64 from = 0; from < deep; from += some) {
                 const i64 channels = std::min(some, deep - from);
                 for (i64 number = start; number < behind; number++) {
-                    take_pairs(of(number), c + from * WIDE, channels);
-                    multiply_all(chunk, turned.get() + (number - start) * size(), channels, sums + from * panels * of_all() * BLOCK,
+                    const std::vector<Strip> here = chunk(number);
+                    take_pairs(here, c + from * WIDE, channels);
+                    multiply_all(here, turned.get() + (number - start) * size(), channels, sums + from * panels * of_all() * BLOCK,
                                  number > 0);
                 }
             }
