@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from spiketrain import functional, kernels
-from spiketrain.errors import UserError
 from spiketrain.functional import Rule
-from spiketrain.kernels import cpp, native
+from spiketrain.kernels import native
 from spiketrain.kernels.leaky import Anew
 
 compiler = pytest.mark.skipif(not native.available(Rule(), torch.float32), reason="no C++ compiler on this machine")
@@ -339,26 +338,3 @@ def test_the_layout_of_the_output_is_that_of_the_input():
     x = inputs(4, SHAPES["image"], torch.float32, "channels-last")
     s, _ = kernels.scan(x, None, 0.5, 0.5, 0.5, 2.0, Rule(), "compiled")
     assert s[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_auto_takes_the_reference_for_small_sequences_and_unknown_kernels_are_named():
-    assert kernels.choose("auto", torch.zeros(4, 8), Rule()) == "reference"
-    with pytest.raises(UserError, match="did you mean 'compiled'"):
-        kernels.choose("compild", torch.zeros(4, 8), Rule())
-
-
-def test_without_a_compiler_the_reference_runs_and_a_line_says_so(monkeypatch, tmp_path):
-    for cached in (cpp.compiler, native.available, native.library):
-        cached.cache_clear()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CXX", "")
-    monkeypatch.setenv("SPIKETRAIN_CACHE", str(tmp_path))
-    try:
-        x = torch.randn(4, 1 << 14)
-        assert kernels.choose("auto", x, Rule()) == "reference"
-        assert "install g++" in kernels.fallback(Rule(), torch.float32)
-        with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
-            kernels.choose("compiled", x, Rule())
-    finally:
-        for cached in (cpp.compiler, native.available, native.library):
-            cached.cache_clear()

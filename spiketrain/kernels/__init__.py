@@ -6,7 +6,8 @@ A kernel is chosen by name:
 - `compiled`: for the processor, forward and backward each in one pass over memory (`leaky`, `native`), compiled by the machine's
   C++ compiler when first needed;
 - `triton`: the same passes for CUDA devices (`leaky`, `gpu`);
-- `auto`: the fast one for x's device where there is one and x is large enough for it to pay, else `reference`.
+- `auto`: the fast one for x's device where there is one, else `reference`; and `reference` where torch itself must see every operation
+  (`forms.plain`), and for little on a CUDA device.
 
 `pool`, the max-pooling of currents, and `conv`, 3×3 convolutions, are no neurons and have no such choice: they are taken where
 they are faster. `cpp` compiles the C++ sources of this folder.
@@ -25,13 +26,13 @@ from spiketrain import functional
 from spiketrain.errors import UserError, unknown
 from spiketrain.functional import Coefficient, Moments, Norm, Rule
 from spiketrain.kernels import cpp, leaky, native
-from spiketrain.kernels.forms import Bits, Lazy, without_memory
+from spiketrain.kernels.forms import Bits, Lazy, plain, without_memory
 from spiketrain.kernels.leaky import Anew
 from spiketrain.kernels.pool import Means
 
 KERNELS = ("auto", "reference", "compiled", "triton")
-WORTH_COMPILING = 1 << 15
-"""Elements of a sequence from which `auto` compiles: below, a scan costs less than a millisecond either way."""
+WORTH_TRITON = 1 << 15
+"""Elements of a sequence from which `auto` takes Triton's kernels, which are tuned for each size when first met."""
 
 Coefficients = tuple[Coefficient, Coefficient, Coefficient, Coefficient]
 """decay, gain, threshold, alpha."""
@@ -49,10 +50,10 @@ def choose(kernel: str, x: Tensor, rule: Rule) -> str:
     """
     if kernel not in KERNELS:
         raise unknown("kernel", kernel, KERNELS)
-    if kernel == "reference" or (kernel == "auto" and x.numel() < WORTH_COMPILING):
+    if kernel == "reference" or (kernel == "auto" and not plain(x)):
         return "reference"
     if kernel == "auto":
-        fast = _triton_found() if x.is_cuda else x.is_cpu and native.available(rule, x.dtype)
+        fast = x.numel() >= WORTH_TRITON and _triton_found() if x.is_cuda else x.is_cpu and native.available(rule, x.dtype)
         return ("triton" if x.is_cuda else "compiled") if fast else "reference"
     if kernel == "triton":
         if not _triton_found() or not (x.is_cuda or os.environ.get("TRITON_INTERPRET")):
@@ -86,7 +87,7 @@ def scan(
     kernel: str = "auto", keep: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """`functional.scan` by the kernel of that name. keep: whether the potential after the last step is wanted (else None)."""
-    if x.dim() == 0 or len(x) == 0 or (chosen := choose(kernel, x, rule)) == "reference":
+    if x.dim() == 0 or x.shape[0] == 0 or (chosen := choose(kernel, x, rule)) == "reference":
         return functional.scan(x, v, decay, gain, threshold, alpha, rule)
     constant = len(x) > 1 and x.stride(0) == 0
     given = x[:1] if constant else x

@@ -135,11 +135,26 @@ class Lazy(Tensor):
         return func(*args, **kwargs)
 
 
+def plain(x: Tensor) -> bool:
+    """Whether x is nothing but numbers in memory, and only autograd follows what is done with it.
+
+    Else, that is with a tensor of another class (also one that has no numbers, as `torch.export` takes), one that is to be negated when
+    it is read, and where each operation is watched or exported, nobody would see what a kernel does in memory.
+    """
+    if torch.compiler.is_exporting() or torch._C._len_torch_dispatch_stack():  # in this order: the latter cannot be exported
+        return False
+    return type(x) in _USUAL and not x.is_neg()
+
+
 def dense(x: Tensor) -> Tensor:
     """x, in memory as its numbers."""
     if not isinstance(x, Lazy):
         return x
     return x.form.dense().as_strided(x.shape, x.stride())
+
+
+_USUAL = (Tensor, torch.nn.Parameter, Lazy)
+"""Classes of which `plain` knows everything."""
 
 
 @dataclass(frozen=True)
