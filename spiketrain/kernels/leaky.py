@@ -55,15 +55,14 @@ class Layout:
 
     def flat(self, x: Tensor) -> Tensor:
         """x `[T,...]` as `[T,P,C,Q]`, dense or the same at every step; no copy of what is one of both already."""
-        p, c, q = self.shape
-        apart, *strides = x.stride()
-        if tuple(strides) == self.strides and (len(x) == 1 or apart in (0, p * c * q)):
-            return x.as_strided((len(x), p, c, q), (apart, c * q, q, 1))
-        return x.permute(0, *self.order).reshape(len(x), p, c, q).contiguous()
+        (p, c, q), steps, strides = self.shape, x.shape[0], x.stride()
+        if strides[1:] == self.strides and (steps == 1 or strides[0] in (0, p * c * q)):
+            return x.as_strided((steps, p, c, q), (strides[0], c * q, q, 1))
+        return x.permute(0, *self.order).reshape(steps, p, c, q).contiguous()
 
     def back(self, y: Tensor) -> Tensor:
         """`[T,P,C,Q]` in the order of axes and of memory that x had."""
-        return y.as_strided((len(y), *self.step), (y.stride(0), *self.strides))
+        return y.as_strided((y.shape[0], *self.step), (y.stride(0), *self.strides))
 
     def like(self, steps: int, dtype: torch.dtype) -> Tensor:
         """What x is like, of so many steps; without memory."""
@@ -139,21 +138,21 @@ is given to that one as its gradient is added where the gradient by x is written
 class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, passes: ModuleType, x: Tensor, anew: Anew | None, steps: int, v: Tensor | None, keep: bool, packed: bool,
+        ctx: Any, passes: ModuleType, x: Tensor, channels: bool, anew: Anew | None, steps: int, v: Tensor | None, keep: bool, packed: bool,
         along: bool, rule: Rule, norm: Norm | None, weight: Tensor | None, bias: Tensor | None, *coefficients: Coefficient,
     ) -> tuple[Any, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
-        layout = Layout.of(x, norm is not None or any(isinstance(c, Tensor) and c.dim() == 1 for c in coefficients))
+        layout = Layout.of(x, channels)
         flat, dtype, device = layout.flat(x), wide(x.dtype), x.device
         found = None if norm is None else _moments(passes, flat, norm, rule)
         affine, ctx.stats = (None, None) if found is None or norm is None else passes.affine(found, norm, x.dtype, rule)
-        values = tuple(_tensor(c, device, dtype) for c in coefficients)
+        values = tuple([_tensor(c, device, dtype) for c in coefficients])
         rest = None if v is None else layout.flat(v[None].to(dtype))[0].contiguous()
         kept = anew.kept if anew else (x,)
         ctx.anew, ctx.many = anew and replace(anew, kept=()), len(kept)
-        ctx.save_for_backward(*kept, rest, *(c if isinstance(c, Tensor) else None for c in coefficients))
+        ctx.save_for_backward(*kept, rest, *[c if isinstance(c, Tensor) else None for c in coefficients])
         ctx.passes, ctx.layout, ctx.steps, ctx.rule, ctx.norm = passes, layout, steps, rule, norm
-        ctx.constant, ctx.dtype, ctx.over = len(x) < steps, x.dtype, bool(anew) and passes.OVER and len(x) == steps
+        ctx.constant, ctx.dtype, ctx.over = x.shape[0] < steps, x.dtype, bool(anew) and passes.OVER and x.shape[0] == steps
         ctx.count, ctx.affine, ctx.values = found and found.count, affine, values
         given = _seen(flat, steps), rest, affine, values, rule, keep
         if packed and passes.packs(layout.shape, x.dtype):
@@ -195,7 +194,7 @@ class _Fire(torch.autograd.Function):
         if out is not None:
             by_x = layout.back(out)
         gx, gv, by_weight, by_bias, sums = ctx.passes.backward(
-            x, rest, grad_s, grad_v, ctx.affine, ctx.stats, ctx.values, ctx.rule, ctx.needs_input_grad[12:], *ours, **fewer, out=out,
+            x, rest, grad_s, grad_v, ctx.affine, ctx.stats, ctx.values, ctx.rule, ctx.needs_input_grad[13:], *ours, **fewer, out=out,
             more=None if grads[3] is None else layout.flat(grads[3]).contiguous(),
         )  # fmt: skip
         if norm is not None:
@@ -204,7 +203,7 @@ class _Fire(torch.autograd.Function):
         by_coefficient = [_summed(g, c) for g, c in zip(sums, tensors, strict=True)]
         if by_x is None:
             by_x = Lazy(InPieces(gx, layout, layout.like(ctx.steps, ctx.dtype)))
-        return None, by_x, None, None, by_v, *[None] * 5, by_weight, by_bias, *by_coefficient
+        return None, by_x, None, None, None, by_v, *[None] * 5, by_weight, by_bias, *by_coefficient
 
 
 def _summed(grad: Tensor | None, c: Tensor) -> Tensor | None:
@@ -227,7 +226,7 @@ def _graph_is_kept() -> bool:
 
 def _seen(x: Tensor, steps: int) -> Tensor:
     """x, or its one step so many times."""
-    return x if len(x) == steps else x.expand(steps, *x.shape[1:])
+    return x if x.shape[0] == steps else x.expand(steps, *x.shape[1:])
 
 
 def _made(
@@ -266,7 +265,7 @@ def _tensor(c: Coefficient, device: torch.device, dtype: torch.dtype) -> Tensor:
     """One number, or one a channel, that no gradient goes through."""
     if not isinstance(c, Tensor):
         return _number(c, device, dtype)
-    return c if c.dtype is dtype else c.detach().to(dtype)
+    return c if c.dtype is dtype and c.is_contiguous() else c.detach().to(dtype).contiguous()
 
 
 @functools.lru_cache(64)
@@ -289,11 +288,13 @@ def scan(
     x: `[T,B,C,...]`, or `[1,B,C,...]` to be seen `steps` times; keep: whether the potential after the last step is wanted; packed: whether
     spikes are wanted as `forms.Bits`, where the passes can give them; along: whether x is, for a shortcut.
     """
+    channels = norm is not None
     for c in coefficients:
         if isinstance(c, Tensor) and c.dim():
             per_channel(c, x[0])  # raises where a coefficient does not fit
+            channels = True
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-    spikes, last, found, again = _Fire.apply(passes, x, anew, steps, v, keep, packed, along, rule, norm, weight, bias, *coefficients)
+    spikes, last, found, again = _Fire.apply(passes, x, channels, anew, steps, v, keep, packed, along, rule, norm, weight, bias, *coefficients)
     return spikes, last, found, x if again is None else again
 
 

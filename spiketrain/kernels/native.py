@@ -91,7 +91,7 @@ class _Rows:
 
     def sizes(self, x: Tensor) -> tuple[int, ...]:
         """T, P, C, Q and the number of threads as a pass takes them."""
-        return len(x), *self.shape, torch.get_num_threads()
+        return x.shape[0], *self.shape, torch.get_num_threads()
 
     def spread(self, c: Tensor) -> Tensor:
         """Values a channel `[...,C]`; one value for all stays one."""
@@ -106,13 +106,13 @@ class _Given:
     """What a pass reads, and everything that must stay in memory while it does."""
 
     def __init__(self, rows: _Rows, x: Tensor, v: Tensor | None, affine: Affine | None, coefficients: tuple[Tensor, ...]) -> None:
-        self.kept = [rows.spread(c) for c in (*(affine or ()), *coefficients)]
-        scale, shift = self.kept[:2] if affine else (None, None)
-        four = self.kept[-4:]
+        self.kept = decay, gain, threshold, alpha = tuple([rows.spread(c) for c in coefficients]) if rows.rows > 1 else coefficients
+        self.affine = scale, shift = (rows.spread(affine[0]), rows.spread(affine[1])) if affine else (None, None)
         self.sizes = rows.sizes(x)
         self.arguments = _Arguments.pack(
-            x.data_ptr(), x.stride(0) if len(x) > 1 else 0, _at(v), _at(scale), _at(shift), 1 if scale is None else len(scale),
-            *map(_at, four), *(c.numel() for c in four),
+            x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0, _at(v), _at(scale), _at(shift), 1 if scale is None else scale.shape[0],
+            decay.data_ptr(), gain.data_ptr(), threshold.data_ptr(), alpha.data_ptr(),
+            decay.numel(), gain.numel(), threshold.numel(), alpha.numel(),
         )  # fmt: skip
 
 
@@ -243,11 +243,11 @@ class _Backward:
     ) -> None:  # fmt: skip
         self.x, self.v, self.grad_s, self.grad_v, self.affine, self.coefficients = x, v, grad_s, grad_v, affine, coefficients
         self.rule, self.fewer, self.rows = rule, fewer, _Rows(x)
-        self.constant = x.constant if isinstance(x, Pieces) else len(x) > 1 and x.stride(0) == 0
-        cut = [part for part in (x, grad_s) if isinstance(part, Pieces)]
-        self.images = cut[0].images if cut else 1
-        self.some = min((part.some for part in cut), default=1)
-        self.cuts = [(first, min(first + self.some, self.images)) for first in range(0, self.images, self.some)]
+        self.constant = x.constant if isinstance(x, Pieces) else x.shape[0] > 1 and x.stride(0) == 0
+        self.images, self.some, self.cuts = 1, 1, [(0, 1)]
+        if cut := [part for part in (x, grad_s) if isinstance(part, Pieces)]:
+            self.images, self.some = cut[0].images, min(part.some for part in cut)
+            self.cuts = [(first, min(first + self.some, self.images)) for first in range(0, self.images, self.some)]
 
     def run(
         self, gx: Tensor | None, gv: Tensor | None, learned: Tensor | None, line: tuple[Tensor, ...] = (), mean: Tensor | None = None,
@@ -255,6 +255,9 @@ class _Backward:
     ) -> None:  # fmt: skip
         """One pass: fills gx and gv where they are wanted, and the sums."""
         totals = learned, norms
+        if len(self.cuts) == 1 and isinstance(self.x, Tensor):
+            self._one(self.x, self.cuts[0], gx, gv, line, mean, *totals)
+            return
         for cut in self.cuts:
             x = _some(self.x, *cut, self.images)
             sums = totals if len(self.cuts) == 1 else [None if total is None else torch.empty_like(total) for total in totals]
@@ -291,8 +294,9 @@ class _Backward:
     ) -> None:  # fmt: skip
         grad_s, grad_v = _some(self.grad_s, *cut, self.images), _some(self.grad_v, *cut, self.images, 0)
         given = _Given(_Rows(x), x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
+        a, b, c = line or (None, None, None)
         back = _Back.pack(
-            _at(grad_s), grad_s.stride(0), *self.fewer, _at(grad_v), _at(mean), *map(_at, line or (None,) * 3),
+            grad_s.data_ptr(), grad_s.stride(0), *self.fewer, _at(grad_v), _at(mean), _at(a), _at(b), _at(c),
             _at(gx), 0 if gx is None else gx.stride(0), _at(gv), _at(learned), _at(norms),
         )  # fmt: skip
         library(self.rule, x.dtype).spike_backward(given.arguments, back, *given.sizes)
