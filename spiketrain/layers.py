@@ -91,7 +91,7 @@ class BatchNorm(nn.Module):
         self.p = nn.Parameter(torch.ones(spec.steps)) if spec.name == "tebn" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check(len(x))
+        self.check(x.shape[0])
         return self._normed(x) if self.p is None else self._normed(x) * self.p.view(-1, *(1,) * (x.dim() - 1))
 
     def check(self, steps: int) -> None:
@@ -191,7 +191,7 @@ def _fire(
     kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
     if isinstance(neuron, Leaky) and kernel != "reference":
         if norm.training:
-            batch = norm.batch(norm.running(steps // len(x)) if update else None)
+            batch = norm.batch(norm.running(steps // x.shape[0]) if update else None)
             return neuron.normed(x, batch, steps, anew, packed and conv.reads_bits(x), along)
         if not torch.is_grad_enabled():
             return neuron(x, norm.affine(), steps), x
@@ -295,7 +295,7 @@ class ConvBlock(nn.Module):
                 y = fold(lambda z: max_pool(z, self.pool, self.pieces), y)
             return fire(self.norm, self.neuron, y, steps, first, anew, packed=True)
 
-        steps, given = len(x), once(x)
+        steps, given = x.shape[0], once(x)
         if self.pool * self.pieces == 1:
             y, kept = currents(self.conv, given, steps, self.spiking, self.memory)
             return spikes(y, True, kept)

@@ -67,7 +67,7 @@ class _Conv(torch.autograd.Function):
             bits = kernels.pack(x)
         ctx.form = bits and replace(bits, bits=bits.like)
         ctx.save_for_backward(weight, bits.bits if bits else x)
-        ctx.where, ctx.plus = (stride, padding), None if plus is None else (len(plus), plus.dtype)
+        ctx.where, ctx.plus = (stride, padding), None if plus is None else (plus.shape[0], plus.dtype)
         return conv.forward(x, weight, stride, padding, plus)
 
     @staticmethod
@@ -88,7 +88,8 @@ class _Conv(torch.autograd.Function):
         by_plus = None
         if ctx.needs_input_grad[5]:
             images, dtype = ctx.plus
-            by_plus = (dense(grads[0]) if len(grads[0]) == images else kernels.over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
+            same = grads[0].shape[0] == images
+            by_plus = (dense(grads[0]) if same else kernels.over_steps(grads[0].unflatten(0, (-1, images)))[0]).to(dtype)
         return by_x, by_weight, None, None, None, by_plus
 
 
@@ -106,7 +107,7 @@ def _by_weight(grad: Tensor, x: Tensor, weight: Tensor, where: tuple[int, int]) 
     if not isinstance(grad, Lazy):
         return conv.by_weight(grad, x, weight, *where)
     steps = grad.form.steps  # type: ignore[attr-defined]
-    batch, some, bits = len(grad) // steps, grad.form.some(steps), kernels.pack(x)  # type: ignore[attr-defined]
+    batch, some, bits = grad.shape[0] // steps, grad.form.some(steps), kernels.pack(x)  # type: ignore[attr-defined]
     found = None
     for first in range(0, batch, some):
         ends = steps, first, min(first + some, batch)
@@ -126,7 +127,7 @@ def convolve(layer: nn.Conv2d, x: Tensor, bits: Kept | None = None, plus: Tensor
 
 def added(y: Tensor, plus: Tensor) -> Tensor:
     """y + plus; if that has fewer images, it is added to each so many of y's."""
-    return y + plus if len(y) == len(plus) else (y.unflatten(0, (-1, len(plus))) + plus).flatten(0, 1)
+    return y + plus if y.shape[0] == plus.shape[0] else (y.unflatten(0, (-1, plus.shape[0])) + plus).flatten(0, 1)
 
 
 def _where(layer: nn.Conv2d) -> tuple[int, int]:
@@ -170,11 +171,11 @@ def conv_and_anew(layer: nn.Conv2d, x: Tensor, spiking: bool) -> tuple[Tensor, A
         def some(first: int, last: int, *kept: Tensor) -> Tensor:
             return again(slice(first, last), *kept)
 
-        return y, Anew((folded, *layer.parameters()), whole, some if len(x) == 1 and _pays(y, SHORT) else None)
+        return y, Anew((folded, *layer.parameters()), whole, some if x.shape[0] == 1 and _pays(y, SHORT) else None)
     form = replace(bits, bits=bits.like)
     again = functools.partial(_of_bits, _where(layer), steps, form)
     y = convolve(layer, folded, bits).unflatten(0, steps)
-    part = functools.partial(_part_of_bits, _where(layer), len(x), form)
+    part = functools.partial(_part_of_bits, _where(layer), x.shape[0], form)
     return y, Anew((bits.bits, layer.weight), again, part if conv.reads_bits(y) and in_parts(y) else None)
 
 
@@ -187,7 +188,7 @@ def currents(layer: nn.Conv2d, x: Tensor, steps: int, spiking: bool, memory: str
     """
     if memory == "least":
         return conv_and_anew(layer, x, spiking)
-    if len(x) < steps and x.shape[2] <= conv.FEW:
+    if x.shape[0] < steps and x.shape[2] <= conv.FEW:
         y, anew = conv_and_anew(layer, x, spiking)
         return y, replace(anew, part=None) if _pays(y, SHORT) else None
     folded = x.flatten(0, 1)

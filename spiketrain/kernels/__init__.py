@@ -89,9 +89,9 @@ def scan(
     """`functional.scan` by the kernel of that name. keep: whether the potential after the last step is wanted (else None)."""
     if x.dim() == 0 or x.shape[0] == 0 or (chosen := choose(kernel, x, rule)) == "reference":
         return functional.scan(x, v, decay, gain, threshold, alpha, rule)
-    constant = len(x) > 1 and x.stride(0) == 0
+    constant = x.shape[0] > 1 and x.stride(0) == 0
     given = x[:1] if constant else x
-    spikes, last, _, _ = leaky.scan(passes(chosen), given, v, None, (decay, gain, threshold, alpha), rule, len(x), keep)
+    spikes, last, _, _ = leaky.scan(passes(chosen), given, v, None, (decay, gain, threshold, alpha), rule, x.shape[0], keep)
     return spikes, last
 
 
@@ -117,7 +117,7 @@ def affine_scan(
     """Spikes of `functional.scan` of scale·x + shift, both `[S,C]`, S = 1 or T, from rest; no gradient. x: as in `norm_scan`."""
     if (chosen := choose(kernel, x, rule)) == "reference":
         y = functional.affine(x, *affine)
-        y = y.expand(steps, *y.shape[1:]) if len(y) == 1 else y
+        y = y.expand(steps, *y.shape[1:]) if y.shape[0] == 1 else y
         return functional.scan(y, None, *coefficients, rule)[0].to(x.dtype)
     return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps)
 

@@ -80,12 +80,12 @@ def _fill(
     lie: tuple[int, int] | None = None, side: int = 3,
 ) -> None:  # fmt: skip
     """lie: where so many images of x lie one behind the other, and the next so many images from their first."""
-    more = ctypes.c_void_p(None if plus is None else plus.data_ptr()), *numbers(1 if plus is None else len(plus))
+    more = ctypes.c_void_p(None if plus is None else plus.data_ptr()), *numbers(1 if plus is None else plus.shape[0])
     sizes = numbers(*taps.sizes(x, y, kind), *steps)
     wide = int(weight.dtype is torch.float32)
     given, form = _given(x)
     room = allocator.empty((2 * side * side * x.shape[1] * y.shape[1],), torch.uint8)
-    lie = lie or (len(x), len(x))
+    lie = lie or (x.shape[0], x.shape[0])
     where = *pointers(given), form, *numbers(*lie), *pointers(weight, y, room)
     _ready().amx_forward(*where, *sizes, *more, wide, kind, side, torch.get_num_threads())
 
@@ -105,9 +105,9 @@ def by_input(grad: Tensor, weight: Tensor, like: Tensor | None = None, stride: i
     if grad.dim() == 4:
         return taps.by_input(fill, grad, _known(weight), like, stride)
     image = grad.shape[2:].numel()  # an axis of one image says nothing by its stride
-    fill = functools.partial(fill, lie=(grad.shape[1], grad.stride(0) // image if len(grad) > 1 else grad.shape[1]))
+    fill = functools.partial(fill, lie=(grad.shape[1], grad.stride(0) // image if grad.shape[0] > 1 else grad.shape[1]))
     # as many images, as if they lay one behind the other: of these `fill` is told nothing but the first one's place
-    images = grad.as_strided((len(grad) * grad.shape[1], *grad.shape[2:]), (image, *grad.stride()[2:]))
+    images = grad.as_strided((grad.shape[0] * grad.shape[1], *grad.shape[2:]), (image, *grad.stride()[2:]))
     return taps.by_input(fill, images, _known(weight), like, stride)
 
 

@@ -41,13 +41,13 @@ def _thin(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 def _single(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether it is a 1×1 convolution of which `amx` makes the gradient by the weights, and that of spikes that are bits itself."""
     single = (padding, *weight.shape[2:]) == (0, 1, 1) and stride in (1, 2) and _known(x)
-    return single and amx.weight_pays(x, len(weight), stride)
+    return single and amx.weight_pays(x, weight.shape[0], stride)
 
 
 def _known(x: Tensor) -> bool:
     if torch._C._len_torch_dispatch_stack():  # somebody watches operations, as what counts them does, and would see none of ours
         return False
-    kind = x.device.type == "cpu" and x.dim() == 4 and len(x) > 0 and x.is_contiguous(memory_format=LAST)
+    kind = x.device.type == "cpu" and x.dim() == 4 and x.shape[0] > 0 and x.is_contiguous(memory_format=LAST)
     return kind and x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
 
 
@@ -73,7 +73,7 @@ def _weight_by(x: Tensor, channels: int, stride: int = 1) -> Way | None:
 
 def _by_unit(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether `amx` can make a convolution of x, which may be of bits."""
-    return (_ours(x, weight, stride, padding) and amx.forward_pays(x, len(weight), stride)) or _single(x, weight, stride, padding)
+    return (_ours(x, weight, stride, padding) and amx.forward_pays(x, weight.shape[0], stride)) or _single(x, weight, stride, padding)
 
 
 def _cut(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
@@ -85,7 +85,7 @@ def _cut(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 def _made(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int, int]:
     """The shape of a convolution's result."""
     height, width = ((side + 2 * padding - taps) // stride + 1 for side, taps in zip(x.shape[2:], weight.shape[2:], strict=True))
-    return len(x), len(weight), height, width
+    return x.shape[0], weight.shape[0], height, width
 
 
 def reads_bits(x: Tensor) -> bool:
@@ -100,7 +100,7 @@ def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
         return True
     if not _ours(x, weight, stride, padding):
         return _thin(x, weight, stride, padding) or _single(x, weight, stride, padding)
-    return _forward_by(x, len(weight), stride) is not None or _weight_by(x, len(weight), stride) is not None
+    return _forward_by(x, weight.shape[0], stride) is not None or _weight_by(x, weight.shape[0], stride) is not None
 
 
 def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1, plus: Tensor | None = None) -> Tensor:
@@ -114,14 +114,14 @@ def forward(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 1, plus: 
         return amx.forward(x, weight, None, stride, None if plus is None else plus.to(x.dtype).contiguous(memory_format=LAST))
     y = _forward(dense(x), weight.to(x.dtype), stride, padding)
     if plus is not None:
-        y.unflatten(0, (-1, len(plus))).add_(plus)
+        y.unflatten(0, (-1, plus.shape[0])).add_(plus)
     return y
 
 
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     if _thin(x, weight, stride, padding):
         return products.thin(x, weight, stride)
-    way = _forward_by(x, len(weight), stride) if _ours(x, weight, stride, padding) else None
+    way = _forward_by(x, weight.shape[0], stride) if _ours(x, weight, stride, padding) else None
     if way is not None:
         return way(x, weight)
     if not _cut(x, weight, stride, padding):
@@ -143,16 +143,16 @@ def forward_of(bits: Bits | Means, weight: Tensor, stride: int = 1, padding: int
     if isinstance(bits, Means) or _by_unit(lazy, weight, stride, padding):
         return forward(lazy, weight, stride, padding)
     like, images = bits.like, bits.images
-    n = len(like)
+    n = like.shape[0]
     size = max(8, PART // max(1, like[:1].numel() * like.element_size()) // 8 * 8)
     part = images(0, min(size, n))
     if size >= n:
         return forward(part, weight, stride, padding)
-    library = _imagewise(part, len(weight), stride) if _ours(part, weight, stride, padding) else None
+    library = _imagewise(part, weight.shape[0], stride) if _ours(part, weight, stride, padding) else None
     if library is None:
         del part
         return forward(images(0, n), weight, stride, padding)
-    y, rounded = taps.empty(like, len(weight), stride), weight.to(like.dtype)
+    y, rounded = taps.empty(like, weight.shape[0], stride), weight.to(like.dtype)
     for first in range(0, n, size):
         library.forward(part if first == 0 else images(first, min(first + size, n)), rounded, y[first : first + size], stride)
     return y
@@ -162,9 +162,9 @@ def by_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding:
     """The gradient of `forward` by weight (which may come out in float32). grad and x are of one dtype."""
     if _single(x, weight, stride, padding):
         return amx.by_weight(grad.contiguous(memory_format=LAST), x, stride, 1)
-    if not (_ours(x, weight, stride, padding) and amx.weight_pays(x, len(weight), stride)):
+    if not (_ours(x, weight, stride, padding) and amx.weight_pays(x, weight.shape[0], stride)):
         x = dense(x)
-    if _ours(x, weight, stride, padding) and (way := _weight_by(x, len(weight), stride)):
+    if _ours(x, weight, stride, padding) and (way := _weight_by(x, weight.shape[0], stride)):
         return way(grad.contiguous(memory_format=LAST), x)
     if _thin(x, weight, stride, padding):
         return products.thin_by_weight(grad.contiguous(memory_format=LAST), x, stride)

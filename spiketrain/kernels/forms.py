@@ -54,7 +54,7 @@ def size_of(x: Tensor) -> int:
 
 def at_a_time(like: Tensor, steps: int, share: int = 1) -> int:
     """How many images of the batch, where `like` `[N,C,H,W]` is of that many steps; share: of so many sequences at once."""
-    return max(1, PIECE // share // max(1, steps * like.numel() // len(like) * like.element_size()))
+    return max(1, PIECE // share // max(1, steps * like.numel() // like.shape[0] * like.element_size()))
 
 
 def in_parts(like: Tensor) -> bool:
@@ -166,7 +166,7 @@ class OfBits:
 
     def part(self, steps: int, first: int, last: int) -> Self:
         """Those of the images from `first` to `last` − 1 of a batch, of each of so many steps."""
-        some = self.bits.view(steps, len(self.like) // steps, -1)[:, first:last].reshape(-1)
+        some = self.bits.view(steps, self.like.shape[0] // steps, -1)[:, first:last].reshape(-1)
         return replace(self, bits=some, like=self.like[: steps * (last - first)])
 
 

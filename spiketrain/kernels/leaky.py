@@ -275,8 +275,8 @@ def _number(c: float, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def _moments(passes: ModuleType, flat: Tensor, norm: Norm, rule: Rule) -> Moments:
     """`functional.moments`, each process's from one pass over memory."""
-    mean, var = passes.moments(flat, norm.per_step and len(flat) > 1, rule)
-    return together(Moments(mean, var, flat.numel() / flat.shape[2] / len(mean)), norm.total)
+    mean, var = passes.moments(flat, norm.per_step and flat.shape[0] > 1, rule)
+    return together(Moments(mean, var, flat.numel() / flat.shape[2] / mean.shape[0]), norm.total)
 
 
 def scan(
@@ -293,8 +293,9 @@ def scan(
         if isinstance(c, Tensor) and c.dim():
             per_channel(c, x[0])  # raises where a coefficient does not fit
             channels = True
+    given = passes, x, channels, anew, steps, v, keep, packed, along, rule, norm
     weight, bias = (None, None) if norm is None else (norm.weight, norm.bias)
-    spikes, last, found, again = _Fire.apply(passes, x, channels, anew, steps, v, keep, packed, along, rule, norm, weight, bias, *coefficients)
+    spikes, last, found, again = _Fire.apply(*given, weight, bias, *coefficients)
     return spikes, last, found, x if again is None else again
 
 

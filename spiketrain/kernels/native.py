@@ -85,9 +85,6 @@ class _Rows:
         self.rows = rows if p % rows == 0 else 1
         self.shape = (p // self.rows, c * self.rows, q)
 
-    def of(self, x: Tensor) -> Tensor:
-        """A sequence `[T,P,C,Q]` so."""
-        return x[:1].view(1, *self.shape).expand(len(x), *self.shape) if len(x) > 1 and x.stride(0) == 0 else x.view(-1, *self.shape)
 
     def sizes(self, x: Tensor) -> tuple[int, ...]:
         """T, P, C, Q and the number of threads as a pass takes them."""
@@ -135,6 +132,12 @@ def _at(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
+def _each(three: Tensor) -> tuple[int, int, int]:
+    """Where each of three tensors in one begins."""
+    first, apart = three.data_ptr(), three.stride(0) * three.element_size()
+    return first, first + apart, first + 2 * apart
+
+
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """For a result of this shape."""
     return allocator.empty(shape, dtype)
@@ -143,8 +146,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 def moments(x: Tensor, per_step: bool, rule: Rule) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of x `[T,P,C,Q]` by channel, float64 `[S,C]`; S = T where `per_step`, else 1."""
     rows = _Rows(x)
-    steps = x[:1] if len(x) > 1 and x.stride(0) == 0 else x
-    mean, var = torch.empty(2, len(steps) if per_step else 1, x.shape[2], dtype=torch.float64)
+    steps = x[:1] if x.shape[0] > 1 and x.stride(0) == 0 else x
+    mean, var = torch.empty((2, steps.shape[0] if per_step else 1, x.shape[2]), dtype=torch.float64).unbind()
     library(rule, x.dtype).spike_moments(_at(steps), _at(mean), _at(var), per_step, rows.rows, *rows.sizes(steps))
     return mean, var
 
@@ -207,26 +210,24 @@ def backward(
     """
     scan = _Backward(x, v, grad_s, grad_v, affine, coefficients, rule, fewer)
     pieces = isinstance(x, Pieces) and not scan.constant
-    twice = pieces or out is x or (scan.constant and affine is not None and len(affine[0]) > 1)
+    twice = pieces or out is x or (scan.constant and affine is not None and affine[0].shape[0] > 1)
     gx = out
     if gx is None and not pieces:
         gx = allocator.empty((1 if scan.constant else x.shape[0], *x.shape[1:]), x.dtype)
     gv = None if v is None else torch.empty_like(v)
     learned = scan.sums(4) if any(needs) else None
-    line: tuple[Tensor, ...] = ()
-    by_weight: Tensor | None = None
-    by_bias: Tensor | None = None
+    line = by_weight = by_bias = None
     if stats is not None and affine is not None:
-        mean, rstd = (part if len(part) == len(affine[0]) else part.expand_as(affine[0]).contiguous() for part in stats)
-        norms = scan.sums(len(mean), 2)
+        mean, rstd = [part if part.shape[0] == affine[0].shape[0] else part.expand_as(affine[0]).contiguous() for part in stats]
+        norms = scan.sums(mean.shape[0], 2)
         scan.run(None if twice else gx, None if twice else gv, learned, mean=scan.rows.spread(mean), norms=norms)
-        numbers = math.prod(x.shape[1 if scan.constant else 0 :]) / x.shape[2] / len(stats[0])
+        numbers = math.prod(x.shape[1 if scan.constant else 0 :]) / x.shape[2] / stats[0].shape[0]
         given = norms, mean, rstd, affine[0], weight, total or _alone, count or numbers
         line, by_bias, by_weight = _through_norm(*given, scan.rows, library(rule, x.dtype))
-    if gx is not None and line and not twice:
+    if gx is not None and line is not None and not twice:
         scan.through_norm(gx, more, line)
     elif gx is not None:
-        scan.run(gx, gv, None if line else learned, line)
+        scan.run(gx, gv, learned if line is None else None, line)
         if more is not None:
             gx.add_(more)
     found: Sequence[Tensor | None] = [None] * 4 if learned is None else scan.rows.split(learned).sum(0).unbind()
@@ -250,14 +251,11 @@ class _Backward:
             self.cuts = [(first, min(first + self.some, self.images)) for first in range(0, self.images, self.some)]
 
     def run(
-        self, gx: Tensor | None, gv: Tensor | None, learned: Tensor | None, line: tuple[Tensor, ...] = (), mean: Tensor | None = None,
+        self, gx: Tensor | None, gv: Tensor | None, learned: Tensor | None, line: Tensor | None = None, mean: Tensor | None = None,
         norms: Tensor | None = None,
     ) -> None:  # fmt: skip
         """One pass: fills gx and gv where they are wanted, and the sums."""
         totals = learned, norms
-        if len(self.cuts) == 1 and isinstance(self.x, Tensor):
-            self._one(self.x, self.cuts[0], gx, gv, line, mean, *totals)
-            return
         for cut in self.cuts:
             x = _some(self.x, *cut, self.images)
             sums = totals if len(self.cuts) == 1 else [None if total is None else torch.empty_like(total) for total in totals]
@@ -270,14 +268,17 @@ class _Backward:
         """Of so many kinds, for `run` to fill."""
         return (torch.empty if len(self.cuts) == 1 else torch.zeros)(*kinds, self.rows.shape[1], dtype=torch.float64)
 
-    def through_norm(self, gx: Tensor, more: Tensor | None, line: tuple[Tensor, ...]) -> None:
+    def through_norm(self, gx: Tensor, more: Tensor | None, line: Tensor) -> None:
         """gx, which holds gy, becomes the gradient by x."""
-        run, lines = library(self.rule, self.x.dtype).spike_through_norm, [*map(_at, line), len(line[0])]
-        for cut in self.cuts if isinstance(self.x, Pieces) else [(0, self.images)]:
-            x, there, added = (_some(part, *cut, self.images) for part in (self.x, gx, more))
+        run, lines = library(self.rule, self.x.dtype).spike_through_norm, (*_each(line), line.shape[1])
+        if isinstance(self.x, Tensor):
+            run(self.x.data_ptr(), gx.data_ptr(), _at(more), *lines, *self.rows.sizes(gx))
+            return
+        for cut in self.cuts:
+            x, there, added = [_some(part, *cut, self.images) for part in (self.x, gx, more)]
             run(_at(x), _at(there), _at(added), *lines, *_Rows(there).sizes(there))
 
-    def pieces(self, line: tuple[Tensor, ...]) -> Pieces:
+    def pieces(self, line: Tensor | None) -> Pieces:
         """The gradient by x, made as x is, in the place of that."""
 
         def make(first: int, last: int) -> Tensor:
@@ -289,14 +290,14 @@ class _Backward:
         return dataclasses.replace(self.x, make=make, some=self.some)
 
     def _one(
-        self, x: Tensor, cut: tuple[int, int], gx: Tensor | None, gv: Tensor | None, line: tuple[Tensor, ...], mean: Tensor | None = None,
+        self, x: Tensor, cut: tuple[int, int], gx: Tensor | None, gv: Tensor | None, line: Tensor | None, mean: Tensor | None = None,
         learned: Tensor | None = None, norms: Tensor | None = None,
     ) -> None:  # fmt: skip
         grad_s, grad_v = _some(self.grad_s, *cut, self.images), _some(self.grad_v, *cut, self.images, 0)
-        given = _Given(_Rows(x), x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
-        a, b, c = line or (None, None, None)
+        rows = self.rows if x is self.x else _Rows(x)
+        given = _Given(rows, x, _some(self.v, *cut, self.images, 0), self.affine, self.coefficients)
         back = _Back.pack(
-            grad_s.data_ptr(), grad_s.stride(0), *self.fewer, _at(grad_v), _at(mean), _at(a), _at(b), _at(c),
+            grad_s.data_ptr(), grad_s.stride(0), *self.fewer, _at(grad_v), _at(mean), *((0, 0, 0) if line is None else _each(line)),
             _at(gx), 0 if gx is None else gx.stride(0), _at(gv), _at(learned), _at(norms),
         )  # fmt: skip
         library(self.rule, x.dtype).spike_backward(given.arguments, back, *given.sizes)
@@ -315,20 +316,20 @@ def _some(x: Tensor | Pieces | None, first: int, last: int, images: int, axis: i
 def _through_norm(
     norms: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, weight: Tensor | None, total: Total, count: float, rows: _Rows,
     passes: ctypes.CDLL,
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:  # fmt: skip
-    """a, b and c `[S,rows·C]` of gx = a·gy + b·x + c, and the gradients by the norm's bias and weight, of Σgy and Σgy·(x − mean)."""
-    sizes = rows.rows, *mean.shape
-    ours = torch.empty(2, *mean.shape, dtype=torch.float64)
-    found = torch.empty(2, *mean.shape, dtype=mean.dtype)
-    passes.spike_norm_sums(*map(_at, (norms, rstd, ours, found)), *sizes)
-    shared = total(ours if weight is None else (ours * weight).sum(1, keepdim=True))
-    line = torch.empty(3, len(mean), mean.shape[1] * rows.rows, dtype=mean.dtype)
-    shared = shared.contiguous()
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """a, b and c `[3,S,rows·C]` of gx = a·gy + b·x + c, and the gradients by the norm's bias and weight, of Σgy and Σgy·(x − mean)."""
+    steps, channels = mean.shape
+    ours = torch.empty((2, steps, channels), dtype=torch.float64)
+    found = torch.empty((2, steps, channels), dtype=mean.dtype)
+    passes.spike_norm_sums(norms.data_ptr(), rstd.data_ptr(), ours.data_ptr(), found.data_ptr(), rows.rows, steps, channels)
+    shared = total(ours if weight is None else (ours * weight).sum(1, keepdim=True)).contiguous()
+    line = torch.empty((3, steps, channels * rows.rows), dtype=mean.dtype)
     passes.spike_norm_line(
-        _at(shared), count, *map(_at, (scale, scale if weight is None else rstd, mean, rstd, line)), weight is not None, *sizes
-    )
+        shared.data_ptr(), count, scale.data_ptr(), (scale if weight is None else rstd).data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        line.data_ptr(), weight is not None, rows.rows, steps, channels,
+    )  # fmt: skip
     by_bias, by_weight = found.unbind()
-    return line.unbind(), by_bias, by_weight
+    return line, by_bias, by_weight
 
 
 def _alone(sums: Tensor) -> Tensor:
@@ -339,7 +340,7 @@ def _alone(sums: Tensor) -> Tensor:
 def over_steps(x: Tensor, rule: Rule) -> Tensor:
     """Sum over the steps of x `[T,P,C,Q]`, `[1,P,C,Q]`; that of bfloat16 is added in float32."""
     total = allocator.empty((1, *x.shape[1:]), x.dtype)
-    library(rule, x.dtype).spike_over_steps(_at(x), x.stride(0), _at(total), len(x), total.numel(), torch.get_num_threads())
+    library(rule, x.dtype).spike_over_steps(_at(x), x.stride(0), _at(total), x.shape[0], total.numel(), torch.get_num_threads())
     return total
 
 

@@ -20,14 +20,14 @@ def forward_pays(x: Tensor, channels: int) -> bool:
     """
     side, weights = max(x.shape[-2:]), x.shape[1] * channels
     pays = (side <= 2 and weights >= 1 << 18) or (side == 3 and weights >= 1 << 17) or (side == 4 and weights >= 1 << 20)
-    return pays and x.dtype is torch.bfloat16 and len(x) >= 256
+    return pays and x.dtype is torch.bfloat16 and x.shape[0] >= 256
 
 
 def weight_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
     """The same of the gradient by the weights of a convolution of x, which may have a stride."""
     side, weights = max(x.shape[-2:]), x.shape[1] * channels
     pays = weights >= 1 << 17 if stride > 1 else (side <= 3 and weights >= 1 << 15) or (side == 4 and weights >= 1 << 16)
-    return pays and len(x) >= 16
+    return pays and x.shape[0] >= 16
 
 
 def _seen(at: int, size: int) -> tuple[slice, slice]:

@@ -23,7 +23,7 @@ def halves(side: int, stride: int) -> int:
 
 def empty(x: Tensor, channels: int, stride: int) -> Tensor:
     """What a convolution of x to so many channels fills."""
-    return allocator.empty((len(x), channels, *(halves(side, stride) for side in x.shape[2:])), x.dtype, LAST)
+    return allocator.empty((x.shape[0], channels, *(halves(side, stride) for side in x.shape[2:])), x.dtype, LAST)
 
 
 def forward(fill: Fill, x: Tensor, weight: Tensor, out: Tensor | None, stride: int) -> Tensor:
@@ -39,7 +39,7 @@ def by_input(fill: Fill, grad: Tensor, weight: Tensor, like: Tensor | None, stri
     """The gradient of `forward` by x: a convolution with the taps mirrored. like: of x's shape, where there is a stride."""
     weight = weight.contiguous(memory_format=LAST)
     c = weight.shape[1]
-    x = allocator.empty((len(grad), c, *(grad if like is None else like).shape[2:]), grad.dtype, LAST)
+    x = allocator.empty((grad.shape[0], c, *(grad if like is None else like).shape[2:]), grad.dtype, LAST)
     fill(grad, weight.permute(0, 2, 3, 1)[:, -1, -1], x, (1, weight[0].numel(), -c), 1 if stride == 1 else -stride)
     return x
 
@@ -47,7 +47,7 @@ def by_input(fill: Fill, grad: Tensor, weight: Tensor, like: Tensor | None, stri
 def sizes(x: Tensor, y: Tensor, kind: int) -> tuple[int, int, int, int, int]:
     """N, H, W, C, K of a `Fill`: H and W are of x, or of y where that is the greater."""
     h, w = (x if kind > 0 else y).shape[2:]
-    return len(x), h, w, x.shape[1], y.shape[1]
+    return x.shape[0], h, w, x.shape[1], y.shape[1]
 
 
 def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

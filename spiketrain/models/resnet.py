@@ -30,10 +30,10 @@ class NormNeuronConv(nn.Module):
 
     def along(self, x: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What `forward` gives, and x for a shortcut around it. plus: what is added to the convolution."""
-        spikes, given = fire_along(self.norm, self.neuron, once(x), len(x), packed=True)
+        spikes, given = fire_along(self.norm, self.neuron, once(x), x.shape[0], packed=True)
         convolve = self.conv if self.memory == "speed" else functools.partial(conv_of_spikes, self.conv)
         y = fold(lambda s: convolve(s, None if plus is None else once(plus).flatten(0, 1)), spikes)
-        return y, repeated(given, len(x)) if len(given) < len(x) else given
+        return y, repeated(given, x.shape[0]) if given.shape[0] < x.shape[0] else given
 
 
 def _basic(inputs: int, planes: int, stride: int, plan: Plan) -> list[NormNeuronConv]:
