@@ -203,8 +203,13 @@ struct Weights {
     // 32 of them: inputs of output k from c on, or outputs from k on of input c, whichever lie one behind the other.
     __m512i line(i64 k, i64 c, int number) const {
         const i64 at = k * to + c * from + number * tap;
-        if (!wide) return ::line((const bf16*)w + at);
+        if (!wide) {
+            _mm_prefetch((const char*)((const bf16*)w + at + WIDE), _MM_HINT_T0);
+            return ::line((const bf16*)w + at);
+        }
         const float* const first = (const float*)w + at;
+        _mm_prefetch((const char*)(first + WIDE), _MM_HINT_T0);
+        _mm_prefetch((const char*)(first + WIDE + 16), _MM_HINT_T0);
         return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(first + 16), _mm512_loadu_ps(first));
     }
 };
@@ -325,7 +330,8 @@ class Packed {
     }
     i64 works() const { return cut.deep * cut.panels; }
     void fill(const Weights& weights, i64 work) {
-        const i64 panel = work / cut.deep, c = work % cut.deep, first = c / cut.depth * cut.depth;
+        const bool across = weights.from != 1;
+        const i64 panel = across ? work % cut.panels : work / cut.deep, c = across ? work / cut.panels : work % cut.deep, first = c / cut.depth * cut.depth;
         for (i64 phase = 0; phase < cut.phases(); phase++) {
             char* to = at(phase, first, panel) + (c - first) * one(phase);
             for (const Tap& tap : cut.taps[phase]) pack(weights, panel * WIDE, c * WIDE, tap.number, to), to += 2 * TILE;
@@ -513,7 +519,7 @@ void convolve(const Convolution& it, const Weights& weights, char* room, int thr
 #pragma omp parallel num_threads(threads)
     {
         const Unit unit;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (i64 i = 0; i < packed.works(); i++) packed.fill(weights, i);
         Maker(it, cut, packed, next).run();
     }
