@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spiketrain import processes
+from spiketrain import kernels, processes
 from spiketrain.models import Network
 from spiketrain.neurons import Neuron
 from spiketrain.objective import Objective, confusion, predict
@@ -40,7 +40,7 @@ class _Rates:
 
     def _listener(self, name: str):  # type: ignore[no-untyped-def]
         def listen(_: nn.Module, __: object, spikes: Tensor) -> None:
-            mean = spikes.float().mean() * spikes.shape[1]
+            mean = kernels.mean(spikes) * spikes.shape[1]
             self.sums[name] = self.sums.get(name, torch.zeros((), device=mean.device)) + mean
 
         return listen

@@ -190,11 +190,12 @@ def _fire(
     norm.check(steps)
     kernel = kernels.choose(neuron.kernel, x, neuron.rule) if isinstance(neuron, Leaky) else "reference"
     if isinstance(neuron, Leaky) and kernel != "reference":
+        packed = packed and conv.reads_bits(x)
         if norm.training:
             batch = norm.batch(norm.running(steps // x.shape[0]) if update else None)
-            return neuron.normed(x, batch, steps, anew, packed and conv.reads_bits(x), along)
+            return neuron.normed(x, batch, steps, anew, packed, along)
         if not torch.is_grad_enabled():
-            return neuron(x, norm.affine(), steps), x
+            return neuron(x, norm.affine(), steps, packed), x
     if anew is not None and not anew.itself:
         rest = functools.partial(_each_after_the_other, norm, neuron, steps)
         return again(rest, x, anew, [*norm.parameters(), *neuron.parameters()]), x

@@ -86,12 +86,12 @@ class Leaky(Neuron, ABC):
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return functional.step(x, state, *self.coefficients(), self.threshold, self.alpha, self.rule)
 
-    def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None, steps: int = 1) -> Tensor:
+    def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None, steps: int = 1, packed: bool = False) -> Tensor:
         """Spikes of x, from rest. affine: scale and shift `[S,C]`, for spikes of scale·x + shift instead, without a gradient, where x may
-        be one step `[1,B,C,...]` to be seen `steps` times."""
+        be one step `[1,B,C,...]` to be seen `steps` times; packed: as in `normed`."""
         _check_floating(x)
         if affine is not None:
-            return kernels.affine_scan(x, affine, self._all_coefficients(), self.rule, steps, self.kernel)
+            return kernels.affine_scan(x, affine, self._all_coefficients(), self.rule, steps, self.kernel, packed)
         return kernels.scan(x, None, *self._all_coefficients(), self.rule, self.kernel, keep=False)[0]
 
     def normed(

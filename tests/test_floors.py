@@ -32,7 +32,7 @@ ALLOWED = {
     "tables": {"errors", "bench", "files", "models", "operations", "recipes", "record", "report"},
     "progress": {"errors"},
     "checkpoint": {"errors"},
-    "evaluate": {"errors", "models", "neurons", "objective", "processes"},
+    "evaluate": {"errors", "kernels", "models", "neurons", "objective", "processes"},
     "faults": {"processes"},
     "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
     "state": {"errors", "checkpoint", "data", "faults", "models", "processes", "progress", "recipes"},

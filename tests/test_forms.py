@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spiketrain import layers, neurons, saving
+from spiketrain import kernels, layers, neurons, saving
 from spiketrain.functional import Rule
 from spiketrain.kernels import amx, conv, forms, leaky, native, pool
 from spiketrain.kernels.forms import Bits, Lazy, Pieces, Spread, dense, without_memory
@@ -236,14 +236,40 @@ def test_currents_that_somebody_has_are_not_written_over(hooked, monkeypatch):
 
 
 @unit
-def test_spikes_go_to_a_convolution_as_bits_and_nobody_else_asks_for_numbers(monkeypatch):
-    asked = []
+@pytest.mark.parametrize("training", [True, False])
+def test_spikes_go_to_a_convolution_as_bits_and_nobody_else_asks_for_numbers(training, monkeypatch):
+    asked, means = [], []
     monkeypatch.setattr(Bits, "dense", lambda bits: asked.append(bits.like.shape) or torch.zeros(()))
-    network = build("cifar_convnet", width=0.25, threshold=0.3, steps=3).to(memory_format=LAST)
-    with torch.autocast("cpu", torch.bfloat16):
+    network = build("cifar_convnet", width=0.25, threshold=0.3, steps=3).to(memory_format=LAST).train(training)
+    for neuron in network.modules():
+        if isinstance(neuron, neurons.Neuron):
+            neuron.register_forward_hook(lambda _, given, spikes: means.append(kernels.mean(spikes)))
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
         body = network.body[:-1](torch.randn(16, 3, 32, 32).expand(3, 16, 3, 32, 32))
-    assert isinstance(body, Lazy) and asked == []
+    assert isinstance(body, Lazy) and asked == [] and len(means) == (0 if training else 8)
     assert conv.reads_bits(body)
+
+
+@unit
+@pytest.mark.parametrize("model", ["cifar_convnet", "resnet18"])
+def test_an_evaluated_network_gives_the_same_by_bits_and_by_numbers(model, monkeypatch):
+    network = build(model, width=0.25, threshold=0.3, steps=3).to(memory_format=LAST)
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        network(x)  # so that the norms know something
+        network.eval()
+        found = network(x)
+        monkeypatch.setattr(conv, "reads_bits", lambda x: False)
+        assert torch.equal(found, network(x)) and len(found.unique()) > 4
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (3, 32, 5, 7), (2, 64, 40, 41)])
+def test_the_mean_of_spikes_is_that_of_their_bits(shape):
+    spikes = drawn(*shape)
+    counted = native.count(as_bits(spikes).form.bits, torch.bfloat16, Rule())
+    assert counted == spikes.double().sum() > 0
+    assert kernels.mean(as_bits(spikes)) == pytest.approx(float(kernels.mean(spikes)), rel=1e-6)
+    assert kernels.mean(as_bits(spikes)).dtype == kernels.mean(spikes).dtype == torch.float32
 
 
 def test_a_gradient_in_pieces_is_put_together_for_whoever_wants_all():

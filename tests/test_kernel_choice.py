@@ -28,13 +28,20 @@ def _seen_by_a_counter(x):
         return kernels.choose("auto", x, Rule())
 
 
+def _traced(x):
+    chosen = []
+    torch.jit.trace(lambda y: chosen.append(kernels.choose("auto", y, Rule())) or y + 1, x, check_trace=False)
+    return chosen[0]
+
+
 @pytest.mark.parametrize("chosen", [
     lambda x: kernels.choose("auto", x.as_subclass(_Marked), Rule()),
     lambda x: kernels.choose("auto", FakeTensorMode().from_tensor(x), Rule()),
     lambda x: kernels.choose("auto", torch.complex(x, x).conj().imag, Rule()),  # in memory it has the other sign
     lambda x: kernels.choose("auto", x.to("meta"), Rule()),
     _seen_by_a_counter,
-], ids=["another class", "no numbers", "to be negated", "meta", "counted"])  # fmt: skip
+    _traced,
+], ids=["another class", "no numbers", "to be negated", "meta", "counted", "traced"])  # fmt: skip
 def test_auto_takes_the_reference_where_torch_must_see_every_operation(chosen):
     assert chosen(torch.zeros(4, 1 << 14)) == "reference"
 

@@ -112,14 +112,15 @@ def norm_scan(
 
 
 def affine_scan(
-    x: Tensor, affine: tuple[Tensor, Tensor], coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto"
+    x: Tensor, affine: tuple[Tensor, Tensor], coefficients: Coefficients, rule: Rule, steps: int, kernel: str = "auto",
+    packed: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Spikes of `functional.scan` of scale·x + shift, both `[S,C]`, S = 1 or T, from rest; no gradient. x: as in `norm_scan`."""
+    """Spikes of `functional.scan` of scale·x + shift, both `[S,C]`, S = 1 or T, from rest; no gradient. x, packed: as in `norm_scan`."""
     if (chosen := choose(kernel, x, rule)) == "reference":
         y = functional.affine(x, *affine)
         y = y.expand(steps, *y.shape[1:]) if y.shape[0] == 1 else y
         return functional.scan(y, None, *coefficients, rule)[0].to(x.dtype)
-    return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps)
+    return leaky.affine_scan(passes(chosen), x, affine, coefficients, rule, steps, packed)
 
 
 def over_steps(x: Tensor) -> Tensor:
@@ -130,6 +131,13 @@ def over_steps(x: Tensor) -> Tensor:
     flat = layout.flat(x)
     compiled = choose("auto", x, Rule()) == "compiled"
     return layout.back(native.over_steps(flat, Rule()) if compiled else flat.sum(0, keepdim=True))
+
+
+def mean(spikes: Tensor) -> Tensor:
+    """The mean of a neuron's output, in float32; bits are counted."""
+    if isinstance(spikes, Lazy) and isinstance(spikes.form, Bits):
+        return torch.tensor(native.count(spikes.form.bits, spikes.dtype, Rule()) / spikes.numel())
+    return spikes.mean(dtype=torch.float32)
 
 
 def packs(spikes: Tensor) -> bool:

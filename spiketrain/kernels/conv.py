@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spiketrain import allocator
 from spiketrain.kernels import amx, products, taps, winograd
-from spiketrain.kernels.forms import Bits, Lazy, Spread, dense, in_parts
+from spiketrain.kernels.forms import Bits, Lazy, Spread, dense, in_parts, plain
 from spiketrain.kernels.pool import Means
 
 LAST = torch.channels_last
@@ -45,10 +45,10 @@ def _single(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def _known(x: Tensor) -> bool:
-    if torch._C._len_torch_dispatch_stack():  # somebody watches operations, as what counts them does, and would see none of ours
+    kind = x.dim() == 4 and x.dtype in (torch.bfloat16, torch.float32) and x.device.type == "cpu"
+    if not kind or torch.compiler.is_compiling() or not plain(x):
         return False
-    kind = x.device.type == "cpu" and x.dim() == 4 and x.shape[0] > 0 and x.is_contiguous(memory_format=LAST)
-    return kind and x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
+    return x.shape[0] > 0 and x.is_contiguous(memory_format=LAST)
 
 
 def _imagewise(x: Tensor, channels: int, stride: int) -> ModuleType | None:
@@ -90,8 +90,7 @@ def _made(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, in
 
 def reads_bits(x: Tensor) -> bool:
     """Whether the convolutions here take spikes `[...,C,H,W]` of x's dtype and device as `forms.Bits`, and are so faster."""
-    plain = x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
-    return plain and amx.reads_bits(x)
+    return x.device.type == "cpu" and amx.reads_bits(x) and not torch.compiler.is_compiling() and plain(x)
 
 
 def pays(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:

@@ -139,9 +139,11 @@ def plain(x: Tensor) -> bool:
     """Whether x is nothing but numbers in memory, and only autograd follows what is done with it.
 
     Else, that is with a tensor of another class (also one that has no numbers, as `torch.export` takes), one that is to be negated when
-    it is read, and where each operation is watched or exported, nobody would see what a kernel does in memory.
+    it is read, and where each operation is watched, traced or exported, nobody would see what a kernel does in memory.
     """
-    if torch.compiler.is_exporting() or torch._C._len_torch_dispatch_stack():  # in this order: the latter cannot be exported
+    if torch.compiler.is_exporting():  # asked first: the others cannot be exported
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False
     return type(x) in _USUAL and not x.is_neg()
 

@@ -300,10 +300,14 @@ def scan(
 
 
 def affine_scan(
-    passes: ModuleType, x: Tensor, affine: tuple[Tensor, Tensor], coefficients: tuple[Coefficient, ...], rule: Rule, steps: int
-) -> Tensor:
-    """Spikes of y = scale·x + shift, both `[S,C]`, from rest and without a gradient: what a network in evaluation mode needs."""
+    passes: ModuleType, x: Tensor, affine: tuple[Tensor, Tensor], coefficients: tuple[Coefficient, ...], rule: Rule, steps: int,
+    packed: bool = False,
+) -> Tensor:  # fmt: skip
+    """Spikes of y = scale·x + shift, both `[S,C]`, from rest and without a gradient: what a network in evaluation mode needs. packed: as in
+    `scan`."""
     layout, dtype = Layout.of(x, True), wide(x.dtype)
     values, (scale, shift) = tuple(_tensor(c, x.device, dtype) for c in coefficients), affine
-    spikes, _ = passes.forward(_seen(layout.flat(x), steps), None, (scale.to(dtype), shift.to(dtype)), values, rule, False)
-    return layout.back(spikes)
+    given = _seen(layout.flat(x), steps), None, (scale.to(dtype), shift.to(dtype)), values, rule, False
+    if packed and passes.packs(layout.shape, x.dtype):
+        return Lazy(Bits(passes.forward(*given, packed=True)[0], layout.like(steps, x.dtype), passes))
+    return layout.back(passes.forward(*given)[0])

@@ -8,6 +8,7 @@
 // Built without contraction: u = decay*v + gain*y is rounded twice, as plain torch does it; else spikes would differ from it.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -948,6 +949,22 @@ void spike_pack(const ELEMENT* spikes, uint8_t* bits, i64 n, int threads) {
             bits[i] = byte;
         }
     });
+}
+
+i64 spike_count(const uint8_t* bits, i64 n, int threads) {
+    std::atomic<i64> count{0};
+    in_parallel((n + 7) / 8, threads, [&](int, i64 begin, i64 end) {
+        i64 found = 0;
+        for (; begin % 8 && begin < end; begin++) found += __builtin_popcount(bits[begin]);
+        for (; begin + 8 <= end; begin += 8) {
+            uint64_t eight;
+            std::memcpy(&eight, bits + begin, 8);
+            found += __builtin_popcountll(eight);
+        }
+        for (; begin < end; begin++) found += __builtin_popcount(bits[begin]);
+        count += found;
+    });
+    return count;
 }
 
 void spike_unpack(const uint8_t* bits, ELEMENT* spikes, i64 n, int threads) {

@@ -56,6 +56,7 @@ def library(rule: Rule, dtype: torch.dtype) -> ctypes.CDLL:
     found = cpp.load("native", macros)
     for name, arguments in _ARGUMENTS.items():
         getattr(found, name).argtypes = arguments
+    found.spike_count.restype = _N
     return found
 
 
@@ -66,6 +67,7 @@ _ARGUMENTS = {
     "spike_norm_sums": (*[_P] * 4, _N, _N, _N), "spike_norm_line": (_P, _D, *[_P] * 5, _I, _N, _N, _N),
     "spike_forward": (*[_P] * 4, *_SIZES), "spike_backward": (_P, _P, *_SIZES), "spike_through_norm": (*[_P] * 6, _N, *_SIZES),
     "spike_over_steps": (_P, _N, _P, _N, _N, _I), "spike_pack": (_P, _P, _N, _I), "spike_unpack": (_P, _P, _N, _I),
+    "spike_count": (_P, _N, _I),
 }  # fmt: skip
 """Of each function of `native.cpp`."""
 
@@ -349,6 +351,11 @@ def pack(spikes: Tensor, rule: Rule) -> Tensor:
     bits = allocator.empty((-(-spikes.numel() // 8),), torch.uint8)
     library(rule, spikes.dtype).spike_pack(_at(spikes), _at(bits), spikes.numel(), torch.get_num_threads())
     return bits
+
+
+def count(bits: Tensor, dtype: torch.dtype, rule: Rule) -> int:
+    """How many spikes of this dtype the bits stand for."""
+    return int(library(rule, dtype).spike_count(_at(bits), 8 * bits.numel(), torch.get_num_threads()))
 
 
 def unpack(bits: Tensor, spikes: Tensor, rule: Rule) -> Tensor:
