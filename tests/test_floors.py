@@ -33,7 +33,7 @@ ALLOWED = {
     "progress": {"errors"},
     "checkpoint": {"errors"},
     "evaluate": {"errors", "kernels", "models", "neurons", "objective", "processes"},
-    "faults": {"processes"},
+    "faults": {"functional", "processes"},
     "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
     "state": {"errors", "checkpoint", "data", "faults", "models", "processes", "progress", "recipes"},
     "initial": {"errors", "models"},
