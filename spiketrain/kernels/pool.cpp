@@ -26,7 +26,14 @@ inline void set(float x, bf16* to) {  // which has all its digits
     *to = uint16_t(word >> 16);
 }
 
-constexpr i64 LINE = 64, LANES = LINE / i64(sizeof(ELEMENT)), LARGE = 8 << 20, AHEAD = 1024;
+#if defined(__AVX512BW__)
+constexpr i64 LINE = 64;  // of a vector
+#elif defined(__AVX2__)
+constexpr i64 LINE = 32;
+#else
+constexpr i64 LINE = 16;
+#endif
+constexpr i64 LANES = LINE / i64(sizeof(ELEMENT)), LARGE = 8 << 20, AHEAD = 1024;
 typedef ELEMENT Values __attribute__((vector_size(LINE)));
 typedef decltype(Values() > Values()) Integers;  // signed, as many
 typedef std::remove_reference_t<decltype(Integers()[0])> Integer;
