@@ -29,6 +29,7 @@ QUICK = {
     "kernel": ("--rounds", "2", "--layouts", "NHWC"),
     "convolutions": ("--rounds", "2", "--network", "resnet18", "--layouts", "NHWC"),
     "step": ("--rounds", "2", "--network", "three_convnet"),
+    "inference": ("--rounds", "2", "--networks", "three_convnet"),
     "memory": ("--network", "three_convnet", "--sides", "reference"),
     "time_steps": ("--rounds", "2"),
 }
