@@ -4,8 +4,8 @@
 
 Everyone has the same network and weights and is timed in turn; the norms' biases are drawn from 0 to 2, so that neurons fire. First ours
 are held to SpikingJelly and to the reference kernel in float64, where no rounding changes a spike: where a check fails, no time is
-printed and the exit status is 1. "With firing rates" is `spiketrain.evaluate.evaluate`: what `train` does after an epoch. A side that is more than
-twenty times slower than ours has one turn.
+printed and the exit status is 1. "With firing rates" is `spiketrain.evaluate.evaluate`: what `train` does after an epoch. A side that is
+more than twenty times slower than ours has one turn.
 """
 
 from collections.abc import Callable
