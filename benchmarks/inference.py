@@ -1,6 +1,6 @@
 """Inference: networks in evaluation mode, no gradients. Us, the peers, and the network as an ANN, one sample and a batch at a time.
 
-    python benchmarks/inference.py [--networks resnet18,cifar_convnet,dvs_convnet] [--rounds 5] [--quick] [--out FILE]
+    python benchmarks/inference.py [--networks resnet18 cifar_convnet dvs_convnet] [--rounds 5] [--quick] [--out FILE]
 
 Everyone has the same network and weights and is timed in turn; the norms' biases are drawn from 0 to 2, so that neurons fire. First ours
 are held to SpikingJelly and to the reference kernel in float64, where no rounding changes a spike: where a check fails, no time is
@@ -85,10 +85,10 @@ def measure(network: Network, batch: int, rounds: int, weights: nn.Module) -> li
 
 def main() -> None:
     parser = options(__doc__, 5)
-    parser.add_argument("--networks", default="resnet18,cifar_convnet,dvs_convnet")
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "cifar_convnet", "dvs_convnet"], choices=NETWORKS)
     given = parser.parse_args()
     peers.say_missing()
-    chosen = [tiny(NETWORKS[n]) if given.quick else NETWORKS[n] for n in given.networks.split(",")]
+    chosen = [tiny(NETWORKS[n]) if given.quick else NETWORKS[n] for n in given.networks]
     weights, gate = {n.name: firing(n) for n in chosen}, Gate()
     for network in chosen:
         hold(gate, network, weights[network.name])

@@ -87,7 +87,6 @@ class _Rows:
         self.rows = rows if p % rows == 0 else 1
         self.shape = (p // self.rows, c * self.rows, q)
 
-
     def sizes(self, x: Tensor) -> tuple[int, ...]:
         """T, P, C, Q and the number of threads as a pass takes them."""
         return x.shape[0], *self.shape, torch.get_num_threads()
