@@ -212,7 +212,7 @@ def make_optimizer(recipe: Recipe, network: nn.Module, batches: int) -> tuple[to
     optimizer = create_optimizer_v2(
         network, recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **extra
     )
-    optimizer = optimizers.in_order_of_memory(optimizer)
+    optimizer = optimizers.quick(optimizer)
     constant = recipe.schedule == "constant"
     scheduler, _ = create_scheduler_v2(
         optimizer,

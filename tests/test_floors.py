@@ -38,7 +38,7 @@ ALLOWED = {
     "state": {"errors", "checkpoint", "data", "faults", "models", "processes", "progress", "recipes"},
     "initial": {"errors", "models"},
     "unroll": {"errors", "models", "neurons", "saving"},
-    "optimizers": set(),
+    "optimizers": {"kernels"},
     "assemble": {"optimizers", "errors", "data", "initial", "models", "recipes", "kernels", "neurons"},
     "operations": {"errors", "layers", "models", "neurons"},
     "corrupt": set(),

@@ -1,8 +1,7 @@
 // 3×3 convolutions (padding 1, stride 1 or 2) and 1×1 ones of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
 //
 // x is [N,H,W,C] in memory, of bfloat16, or spikes as bits, or means of 2×2 spikes, which are bits; y and grad are [N,H,W,K]; C and K are multiples of 32. What is outside of an
-// image is 0. A tile is 16 rows of 64 bytes; TDPBF16PS adds a product of tiles, [16,32]·[32,16], to a tile of float32. Two by two of these stay in registers (a "block" of
-// 32 rows and 32 columns), so that each tile that is loaded is used twice.
+// image is 0. Two by two tiles of sums stay in registers (a "block" of 32 rows and 32 columns), so that each tile that is loaded is used twice.
 
 #include <algorithm>
 #include <array>
@@ -10,88 +9,14 @@
 #include <cstring>
 #include <immintrin.h>
 #include <omp.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #include <vector>
 
-#include "shared.h"
-
-#if !defined(__AMX_BF16__) || !defined(__AVX512BF16__)
-#error "a processor with AMX and AVX-512 is needed"
-#endif
+#include "unit.h"
 
 namespace {
 
-typedef uint16_t bf16;
-
-const i64 LINE = 64, TILE = 16 * LINE, BLOCK = 4 * TILE;  // bytes: of 32 values of bfloat16, of a tile, of a block of float32
-const i64 ROWS = 16, WIDE = 32;                          // rows of a tile; channels that are dealt with together
 const i64 PATCH = 600 << 10, ENOUGH = 256;               // bytes of a patch; places that are worth the weights' way through the cache
 const i64 LARGE = i64(16) << 20;                         // bytes of a result that has no use of the caches
-
-// The matrix unit of this thread, set to whole tiles. What it was set to before comes back at the end: other libraries rely on it.
-class Unit {
-    struct alignas(64) Setting {
-        uint8_t palette = 1, start = 0, reserved[14] = {};
-        uint16_t bytes[16] = {};
-        uint8_t rows[16] = {};
-    } before;
-
-  public:
-    Unit() {
-        _tile_storeconfig(&before);
-        Setting whole;
-        for (int i = 0; i < 8; i++) whole.bytes[i] = LINE, whole.rows[i] = ROWS;
-        __asm__ volatile("" : : "r"(&whole) : "memory");  // GCC knows of the first bytes only that they are read
-        _tile_loadconfig(&whole);
-    }
-    ~Unit() {
-        if (before.palette)
-            _tile_loadconfig(&before);
-        else
-            _tile_release();
-    }
-    Unit(const Unit&) = delete;
-};
-
-// ---- a block of sums: tiles 0 to 3. Tiles 4 and 5 are rows, 6 and 7 columns ----
-
-// GCC does not know that what loads a tile reads memory: what was written before a block begins has to be there.
-INLINE void written() { __asm__ volatile("" : : : "memory"); }
-
-template <bool BOTH> INLINE void clear() {
-    written();
-    _tile_zero(0); _tile_zero(1);
-    if (BOTH) {
-        _tile_zero(2); _tile_zero(3);
-    }
-}
-template <bool BOTH> INLINE void load(const char* from) {
-    written();
-    _tile_loadd(0, from, LINE); _tile_loadd(1, from + TILE, LINE);
-    if (BOTH) {
-        _tile_loadd(2, from + 2 * TILE, LINE); _tile_loadd(3, from + 3 * TILE, LINE);
-    }
-}
-template <bool BOTH> INLINE void store(char* to) {
-    _tile_stored(0, to, LINE); _tile_stored(1, to + TILE, LINE);
-    if (BOTH) {
-        _tile_stored(2, to + 2 * TILE, LINE); _tile_stored(3, to + 3 * TILE, LINE);
-    }
-}
-// BOTH: there are rows of two tiles, not of one.
-template <bool BOTH> INLINE void multiply(const char* rows, const char* more, const char* columns, const char* further) {
-    _tile_loadd(6, columns, LINE); _tile_loadd(4, rows, LINE);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, further, LINE);
-    _tile_dpbf16ps(1, 4, 7);
-    if (!BOTH) return;
-    _tile_loadd(5, more, LINE);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-}
-
-INLINE __m512i line(const bf16* from) { return _mm512_loadu_si512(from); }
 
 // ---- what x is: a pixel of it gives 32 channels as bfloat16, from any on that is a multiple of 32 ----
 
@@ -407,6 +332,7 @@ class Maker {
     const Cut& cut;
     const Packed& weights;
     std::atomic<i64>& next;
+    const bool weights_pass;  // so that the patch stays near, which is seen nine times; a panel's weights come from the second cache
     const Buffer<char> patch, sums;
     std::vector<i64> bases;  // of tiles, in lines of the patch
     std::vector<Goal> goals;
@@ -453,8 +379,8 @@ class Maker {
     }
     i64 goal_of(i64 phase, i64 tile) const { return (phase * cut.group * cut.tiles + tile) * ROWS; }
 
-    // BOTH: there are rows of two tiles, at a and at b.
-    template <bool BOTH>
+    // BOTH: there are rows of two tiles, at a and at b. PASS: the weights pass the nearest cache.
+    template <bool BOTH, bool PASS>
     INLINE void block(const Patch& now, const std::vector<Tap>& taps, const char* a, const char* b, const char* by, char* to) {
         if (now.first > 0)
             load<BOTH>(to);
@@ -465,7 +391,7 @@ class Maker {
         i64 due = 0;
         for (i64 c = 0; c < now.channels; c++, a += cut.apart * LINE, b += cut.apart * LINE)
             for (const Tap& tap : taps) {
-                multiply<BOTH>(a + tap.at * LINE, b + tap.at * LINE, by, by + TILE);
+                multiply<BOTH, false, PASS>(a + tap.at * LINE, b + tap.at * LINE, by, by + TILE);
                 by += 2 * TILE;
                 done.write((due += part) >> 16);
             }
@@ -473,7 +399,7 @@ class Maker {
         store<BOTH>(to);
     }
 
-    void make(const Patch& now) {
+    template <bool PASS> void make(const Patch& now) {
         const i64 tiles = now.images * now.tiles;
         const bool last = now.first + now.channels == cut.deep, past = it.past();
         i64 turn = 0;
@@ -484,9 +410,9 @@ class Maker {
                     char* const to = sums.get() + (cut.depth < cut.deep ? number : turn) * BLOCK;
                     const char *const a = patch.get() + bases[t] * LINE, *const by = weights.at(phase, now.first, panel);
                     if (t + 1 < tiles)
-                        block<true>(now, cut.taps[phase], a, patch.get() + bases[t + 1] * LINE, by, to);
+                        block<true, PASS>(now, cut.taps[phase], a, patch.get() + bases[t + 1] * LINE, by, to);
                     else
-                        block<false>(now, cut.taps[phase], a, a, by, to);
+                        block<false, PASS>(now, cut.taps[phase], a, a, by, to);
                     if (!last) continue;
                     done = Done{to, goals.data() + goal_of(phase, t), it.y + y + panel * WIDE,
                                 it.plus ? it.plus + plus + panel * WIDE : nullptr,
@@ -497,7 +423,8 @@ class Maker {
 
   public:
     Maker(const Convolution& it, const Cut& cut, const Packed& weights, std::atomic<i64>& next)
-        : it(it), cut(cut), weights(weights), next(next), patch(buffer<char>(cut.patch())),
+        : it(it), cut(cut), weights(weights), next(next), weights_pass(cut.depth > 1 && cut.depth <= 8),
+          patch(buffer<char>(cut.patch())),
           sums(buffer<char>(cut.depth < cut.deep ? cut.phases() * cut.panels * cut.blocks() * BLOCK : 2 * BLOCK)),
           bases(cut.group * cut.tiles), goals(cut.phases() * cut.group * cut.tiles * ROWS) {
         std::memset(patch.get(), 0, cut.patch());  // what no place sees is finite
@@ -507,7 +434,7 @@ class Maker {
         for (now.first = cut.deep; advance(now);) {
             (it.form == 2 ? copy<Means> : it.form == 1 ? copy<Spikes> : copy<Numbers>)(it, cut, now, patch.get());
             if (now.first == 0) set_goals(now);
-            make(now);
+            weights_pass ? make<true>(now) : make<false>(now);
         }
     }
 };
@@ -839,12 +766,6 @@ void by_weight(const void* x, const bf16* grad, float* gw, char* sums, Images se
 }  // namespace
 
 extern "C" {
-
-// Whether the system lets this process use the matrix unit.
-int amx_allowed() {
-    const int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
-    return syscall(SYS_arch_prctl, request, tile_data) == 0;
-}
 
 // y = x ∗ w. form, together, apart: see Convolution. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
 // `to` or `from` is one; wide: whether it is float32. plus, if not null, is added: it has `every` images, of which one is added to every so

@@ -43,9 +43,14 @@ def _library() -> ctypes.CDLL | None:
     return library if library.amx_allowed() else None
 
 
+def ready() -> bool:
+    """Whether there is such a unit, and this process may use it."""
+    return _library() is not None
+
+
 def forward_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
     """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels: it is for all that it can do."""
-    return x.dtype is torch.bfloat16 and x.shape[1] % WIDE == 0 and channels % WIDE == 0 and _library() is not None
+    return x.dtype is torch.bfloat16 and x.shape[1] % WIDE == 0 and channels % WIDE == 0 and ready()
 
 
 input_pays = weight_pays = forward_pays
@@ -54,7 +59,7 @@ input_pays = weight_pays = forward_pays
 
 def reads_bits(x: Tensor) -> bool:
     """Whether spikes `[...,C,H,W]` like x, and means of them, can come as bits."""
-    return x.dtype is torch.bfloat16 and x.shape[-3] % WIDE == 0 and _library() is not None
+    return x.dtype is torch.bfloat16 and x.shape[-3] % WIDE == 0 and ready()
 
 
 def _ready() -> ctypes.CDLL:
