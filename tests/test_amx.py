@@ -67,6 +67,31 @@ def test_they_are_the_convolution_and_its_gradients(shape, stride, side, layout,
         assert ((ours - theirs).abs() <= bound * theirs.abs() + 1e-5 * size).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 24, 32, 31, 31), (3, 48, 64, 9, 10), (4, 31, 32, 5, 7), (2, 95, 64, 8, 16)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("side", "layout"), [(3, LAST), (3, torch.contiguous_format), (1, LAST)], ids=["last", "first", "one-tap"])
+def test_what_is_read_may_have_channels_that_are_no_multiple_of_32(shape, stride, side, layout):
+    def between_nans(t):
+        around = torch.full((t.numel() + 128,), float("nan"), dtype=t.dtype)
+        around[64:-64] = t.permute(0, 2, 3, 1).flatten()
+        return around[64:-64].view(t.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+
+    n, c, k, h, w = shape
+    x, weight, grad = drawn(shape, stride, side)
+    back, turned, other = drawn((n, k, c, h, w), stride, side)
+    wanted, its = exact(x, weight, grad, stride), exact(back, turned, other, stride)
+    x, other = between_nans(x), between_nans(other)
+    for weights in (weight, weight.float()):
+        y = amx.forward(x, between_nans(weights).contiguous(memory_format=layout), stride=stride)
+        assert ((y - wanted[0]).abs() <= 2**-8 * wanted[0].abs() + 1e-5 * wanted[0].abs().mean()).all()
+    for weights in (turned, turned.float()):
+        gx = amx.by_input(other, between_nans(weights).contiguous(memory_format=layout), back, stride)
+        assert ((gx - its[1]).abs() <= 2**-8 * its[1].abs() + 1e-5 * its[1].abs().mean()).all()
+    found = amx.by_weight(grad, x, stride, side)
+    assert found.shape == weight.shape
+    torch.testing.assert_close(found.double(), wanted[2], rtol=1e-5, atol=1e-5 * float(wanted[2].abs().mean()))
+
+
 @pytest.mark.parametrize("shape", [(12, 64, 64, 8, 8), (3, 128, 32, 32, 32), (30, 64, 128, 4, 4), (2, 1024, 512, 4, 4)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_bits_are_the_same_whatever_the_threads_and_the_other_images(shape, stride):

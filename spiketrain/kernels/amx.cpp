@@ -1,6 +1,6 @@
 // 3×3 convolutions (padding 1, stride 1 or 2) and 1×1 ones of bfloat16 with the matrix unit of x86 processors (AMX): see spiketrain/kernels/amx.py.
 //
-// x is [N,H,W,C] in memory, of bfloat16, or spikes as bits, or means of 2×2 spikes, which are bits; y and grad are [N,H,W,K]; C and K are multiples of 32. What is outside of an
+// x is [N,H,W,C] in memory, of bfloat16, or spikes as bits, or means of 2×2 spikes, which are bits; y and grad are [N,H,W,K]; K is a multiple of 32, and so is C where there are bits. What is outside of an
 // image is 0. Two by two tiles of sums stay in registers (a "block" of 32 rows and 32 columns), so that each tile that is loaded is used twice.
 
 #include <algorithm>
@@ -18,12 +18,16 @@ namespace {
 const i64 PATCH = 600 << 10, ENOUGH = 256;               // bytes of a patch; places that are worth the weights' way through the cache
 const i64 LARGE = i64(16) << 20;                         // bytes of a result that has no use of the caches
 
-// ---- what x is: a pixel of it gives 32 channels as bfloat16, from any on that is a multiple of 32 ----
+// The first `many` of 32 values, and zeros.
+INLINE __m512i first_of(i64 many, const bf16* from) { return _mm512_maskz_loadu_epi16((1u << many) - 1, from); }
+INLINE __mmask16 lanes(i64 many) { return __mmask16((1u << std::max<i64>(0, std::min(ROWS, many))) - 1); }  // the first so many of sixteen
+
+// ---- what x is: a pixel of it gives 32 channels as bfloat16, from any on that is a multiple of 32; those that are none are zeros ----
 
 struct Numbers {
     const bf16* at;
     i64 pixel;  // elements from one pixel to the next
-    INLINE __m512i get(i64 c) const { return line(at + c); }
+    INLINE __m512i get(i64 c) const { return pixel - c < WIDE ? first_of(pixel - c, at + c) : line(at + c); }
     INLINE void ask(i64 c, i64 pixels) const { __builtin_prefetch(at + pixels * pixel + c); }  // memory, for what is so many further right
     INLINE void right(i64 pixels) { at += pixels * pixel; }
 };
@@ -123,11 +127,17 @@ struct Images {
 // Weights: the first tap of the first; elements from one output, input, tap to the next. `wide`: of float32, which are rounded.
 struct Weights {
     const void* w;
-    i64 to, from, tap;
+    i64 to, from, tap, inputs;
     bool wide;
     // 32 of them: inputs of output k from c on, or outputs from k on of input c, whichever lie one behind the other.
     __m512i line(i64 k, i64 c, int number) const {
-        const i64 at = k * to + c * from + number * tap;
+        const i64 at = k * to + c * from + number * tap, left = inputs - c;
+        if (left < (from == 1 ? WIDE : 1)) {  // inputs that are none are zeros
+            const i64 some = from == 1 ? left : 0;
+            if (!wide) return first_of(some, (const bf16*)w + at);
+            const float* const first = (const float*)w + at;
+            return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(lanes(some - ROWS), first + ROWS), _mm512_maskz_loadu_ps(lanes(some), first));
+        }
         if (!wide) {
             _mm_prefetch((const char*)((const bf16*)w + at + WIDE), _MM_HINT_T0);
             return ::line((const bf16*)w + at);
@@ -212,7 +222,7 @@ class Cut {
     i64 tiles, parts, images;             // tiles of an image's rows; patches of an image; groups of images
 
     Cut(const Convolution& it, int threads)
-        : it(it), all(taps_of(it.phases)), deep(it.C / WIDE), panels(it.K / WIDE), rows(it.rows), depth(deep) {
+        : it(it), all(taps_of(it.phases)), deep((it.C + WIDE - 1) / WIDE), panels(it.K / WIDE), rows(it.rows), depth(deep) {
         const auto bytes = [&] { return lines_for(rows) * LINE * depth; };
         while (rows > 1 && rows * it.columns > 2 * ENOUGH && bytes() > PATCH) rows = (rows + 1) / 2;
         const i64 wanted = std::max<i64>(1, ENOUGH / (rows * it.columns));
@@ -704,8 +714,10 @@ template <class P> class Adder {
     }
 };
 
-// Of the outputs `first` to `behind` - 1: sums [deep,panels,taps] of blocks, in so many parts that lie `size` apart, in the order of channels.
-void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, int taps, i64 first, i64 behind, i64 C, float* gw) {
+// Of the outputs `first` to `behind` - 1: sums [deep,panels,taps] of blocks, in so many parts that lie `size` apart, in the order of channels; left: channels of
+// x from gw's first on.
+void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, int taps, i64 first, i64 behind, i64 C,
+              i64 left, float* gw) {
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     for (i64 k = first; k < behind; k++)
@@ -719,8 +731,8 @@ void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, int t
                     a += _mm512_load_ps(from), b += _mm512_load_ps(from + TILE);
                 }
                 float* const to = gw + (k * taps + t) * C + c * WIDE;
-                _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, low, b));
-                _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(a, high, b));
+                _mm512_mask_storeu_ps(to, lanes(left - c * WIDE), _mm512_permutex2var_ps(a, low, b));
+                _mm512_mask_storeu_ps(to + ROWS, lanes(left - c * WIDE - ROWS), _mm512_permutex2var_ps(a, high, b));
             }
 }
 
@@ -728,7 +740,8 @@ void in_order(const char* sums, i64 parts, i64 size, i64 deep, i64 panels, int t
 struct Shares {
     const i64 deep, panels, size;  // size: bytes of all sums
     i64 parts = 1, slices = 1;     // of images, each with its sums; of the channels of x
-    Shares(i64 images, i64 C, i64 K, int taps, int threads) : deep(C / WIDE), panels(K / WIDE), size(deep * panels * taps * BLOCK) {
+    Shares(i64 images, i64 C, i64 K, int taps, int threads) 
+        : deep((C + WIDE - 1) / WIDE), panels(K / WIDE), size(deep * panels * taps * BLOCK) {
         while (parts < 8 && 2 * parts * size <= SUMS && 2 * parts <= images) parts *= 2;
         while (parts * slices < 2 * threads && deep % (2 * slices) == 0 && (parts * slices < threads || deep / slices > 8)) slices *= 2;
     }
@@ -755,11 +768,11 @@ void by_weight(const void* x, const bf16* grad, float* gw, char* sums, Images se
             const i64 part = i / slices, slice = i % slices;
             char* const to = own ? mine : sums + part * size + slice * slice_size;
             adder.run(seen.N * part / parts, seen.N * (part + 1) / parts, slice * some * WIDE, to);
-            if (own) in_order(to, 1, 0, some, panels, taps, 0, K, C, gw + slice * some * WIDE);
+            if (own) in_order(to, 1, 0, some, panels, taps, 0, K, C, C - slice * some * WIDE, gw + slice * some * WIDE);
         }
 #pragma omp for schedule(static)
         for (i64 panel = 0; panel < (own ? 0 : panels); panel++)
-            in_order(sums, parts, size, deep, panels, taps, panel * WIDE, (panel + 1) * WIDE, C, gw);
+            in_order(sums, parts, size, deep, panels, taps, panel * WIDE, (panel + 1) * WIDE, C, C, gw);
     }
 }
 
@@ -770,7 +783,7 @@ extern "C" {
 // y = x ∗ w. form, together, apart: see Convolution. w: the first tap of the first weight; `to`, `from`, `tap` elements from one output, input, tap to the next, of which either
 // `to` or `from` is one; wide: whether it is float32. plus, if not null, is added: it has `every` images, of which one is added to every so
 // many of y's. kind: 1, or 2 with a stride of two; -2: the gradient by x of such a one. H, W: of x, or of what is made, whichever is
-// greater. side: of the taps, 3 or 1. room: 2·side²·C·K bytes, at a multiple of 64.
+// greater. side: of the taps, 3 or 1. room: 2·side²·C·K bytes, C rounded up to 32s, at a multiple of 64.
 void amx_forward(
     const void* x, int form, i64 together, i64 apart, const void* w, bf16* y, char* room, i64 N, i64 H, i64 W, i64 C, i64 K, i64 to, i64 from, i64 tap, const bf16* plus, i64 every,
     int wide, int kind, int side, int threads) {
@@ -790,7 +803,7 @@ void amx_forward(
                 if (mod(tap.down, 2) == down && mod(tap.right, 2) == right) some.push_back({tap.number, tap.down > 0, tap.right > 0});
             it.phases.push_back({some, down, right});
         }
-    convolve(it, Weights{w, to, from, tap, wide != 0}, room, threads);
+    convolve(it, Weights{w, to, from, tap, C, wide != 0}, room, threads);
 }
 
 // Bytes of room that amx_by_weight needs.

@@ -27,7 +27,7 @@ from spiketrain.kernels.pool import Means
 from spiketrain.kernels.taps import numbers, pointers
 
 WIDE = 32
-"""Channels come in multiples of it."""
+"""Channels are dealt with so many at a time."""
 
 
 @functools.cache
@@ -49,8 +49,16 @@ def ready() -> bool:
 
 
 def forward_pays(x: Tensor, channels: int, stride: int = 1) -> bool:
-    """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels: it is for all that it can do."""
-    return x.dtype is torch.bfloat16 and x.shape[1] % WIDE == 0 and channels % WIDE == 0 and ready()
+    """Whether this is the fastest way to a convolution of x `[N,C,H,W]` to so many channels: it is for all that it can do, but where a
+    quarter of what it multiplies would be zeros that fill up x's channels."""
+    there = x.shape[1]
+    enough = 4 * there >= 3 * _filled(there)
+    return x.dtype is torch.bfloat16 and enough and channels % WIDE == 0 and ready()
+
+
+def _filled(channels: int) -> int:
+    """The least multiple of `WIDE` of so many."""
+    return -(-channels // WIDE) * WIDE
 
 
 input_pays = weight_pays = forward_pays
@@ -89,7 +97,7 @@ def _fill(
     sizes = numbers(*taps.sizes(x, y, kind), *steps)
     wide = int(weight.dtype is torch.float32)
     given, form = _given(x)
-    room = allocator.empty((2 * side * side * x.shape[1] * y.shape[1],), torch.uint8)
+    room = allocator.empty((2 * side * side * _filled(x.shape[1]) * y.shape[1],), torch.uint8)
     lie = lie or (x.shape[0], x.shape[0])
     where = *pointers(given), form, *numbers(*lie), *pointers(weight, y, room)
     _ready().amx_forward(*where, *sizes, *more, wide, kind, side, torch.get_num_threads())
