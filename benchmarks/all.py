@@ -25,6 +25,7 @@ def commands(into: Path, quick: bool) -> list[list[str]]:
         found.append(["convolutions.py", "--network", network, "--out", f"{into}/convolutions-{network}-{where}.json"])
         found.append(["step.py", "--network", network, "--first-step", "--out", f"{into}/step-{network}-{where}.json"])
     found.append(["inference.py", "--out", f"{into}/inference-{where}.json"])
+    found.append(["optimizer.py", "--out", f"{into}/optimizer-{where}.json"])
     found.append(["memory.py", "--out", f"{into}/memory-{where}.json"])
     found.append(["time_steps.py", "--plot", str(plot), "--out", f"{into}/time_steps-{where}.json"])
     return [[*words, *(["--quick"] if quick else [])] for words in found]

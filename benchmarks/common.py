@@ -75,11 +75,13 @@ def fresh_caches(folder: str) -> dict[str, str]:
 
 
 def in_turns(
-    runs: Mapping[str, Run], rounds: int, repeats: int = 1, baseline: str = "", most: float = float("inf")
-) -> dict[str, list[float]]:
+    runs: Mapping[str, Run], rounds: int, repeats: int = 1, baseline: str = "", most: float = float("inf"),
+    first: Mapping[str, list[float]] | None = None,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds a call of each run, A B A B, so that all see the same machine.
 
-    A run that took more than `most` times the baseline's time in the first round is left out of the others.
+    A run that took more than `most` times the baseline's time in the first round is left out of the others. first: is given the seconds of
+    each turn's first call, which finds the processor's caches as the run before has left them.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds):
@@ -88,8 +90,11 @@ def in_turns(
                 continue
             settle()
             start = time.perf_counter()
-            for _ in range(repeats):
+            for call in range(repeats):
                 run()
+                if first is not None and call == 0:
+                    settle()
+                    first[name].append(time.perf_counter() - start)
             settle()
             times[name].append((time.perf_counter() - start) / repeats)
     return times

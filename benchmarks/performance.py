@@ -19,10 +19,11 @@ from common import ROOT
 MARK = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
 PAGES = ("performance.md", "performance-avx512.md", "techniques.md")
 HEADINGS = {
-    "model": "network", "batch": "batch", "side": "side", "part": "part", "layer": "layer", "steps": "T",
+    "model": "network", "optimizer": "optimiser", "batch": "batch", "side": "side", "part": "part", "layer": "layer", "steps": "T",
     "dtype": "dtype", "layout": "layout", "batch_norm": "batch norm", "ms": "ms", "quartiles_ms": "quartiles", "n": "n",
     "times_least": "× least traffic", "images_per_s": "images/s", "times_ours": "× ours", "times_bound": "× bound", "step_mb": "step, MB",
-    "whole_mb": "with weights, MB", "saved_mb": "saved for backward, MB", "ms_a_step": "ms a step of T",
+    "first_ms": "first call, ms", "first_times_ours": "first call, × ours", "whole_mb": "with weights, MB",
+    "saved_mb": "saved for backward, MB", "ms_a_step": "ms a step of T",
     "first_call_s": "first call, s", "share": "share",
     "neuron": "neuron", "surrogate": "surrogate", "older_accuracy": "older recipe, %", "older_seconds": "in s",
     "ours_accuracy": "ours, %", "ours_seconds": "in s ", "ahead": "ahead by",

@@ -30,6 +30,7 @@ QUICK = {
     "convolutions": ("--rounds", "2", "--network", "resnet18", "--layouts", "NHWC"),
     "step": ("--rounds", "2", "--network", "three_convnet"),
     "inference": ("--rounds", "2", "--networks", "three_convnet"),
+    "optimizer": ("--rounds", "2"),
     "memory": ("--network", "three_convnet", "--sides", "reference"),
     "time_steps": ("--rounds", "2"),
 }
