@@ -12,7 +12,7 @@ from spiketrain.kernels import muon
 
 pytestmark = pytest.mark.skipif(not muon.ready(), reason="no matrix unit (AMX), or no C++ compiler")
 
-SHAPES = [(10, 70), (12, 12), (32, 32), (33, 65), (64, 27), (96, 40), (100, 900), (300, 100), (16, 8, 3, 3)]
+SHAPES = [(10, 70), (12, 12), (32, 32), (33, 65), (64, 27), (96, 40), (100, 900), (300, 100), (16, 8, 3, 3), (540, 1300)]
 GIVEN = {"momentum": 0.95, "nesterov": False, "safety": 1.0, "eps": 1e-7, "coefficients": optimizers.QUINTIC, "decay": 0.9, "rate": 0.5}
 
 
@@ -47,7 +47,7 @@ def test_a_step_is_the_equation(shape, changes):
     assert float((weight - wanted).norm()) < 0.01 * size  # two roundings to bfloat16 each time
 
 
-@pytest.mark.parametrize("shape", [(33, 65), (300, 100), (200, 3000)])
+@pytest.mark.parametrize("shape", [(33, 65), (300, 100), (200, 3000), (600, 520)])
 def test_a_step_is_the_same_whatever_the_number_of_threads(shape):
     found, threads = [], torch.get_num_threads()
     for n in (1, 2, 5):

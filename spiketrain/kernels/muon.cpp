@@ -15,10 +15,7 @@
 namespace {
 
 const i64 SQUARE = 2 * TILE;
-#ifndef NEARS
-#define NEARS 12
-#endif
-const i64 NEAR = NEARS;          // columns of squares that are made and multiplied before the next ones: they stay in the second cache
+const i64 NEAR = 12;             // columns of squares that are made and multiplied before the next ones: they stay in the second cache
 const i64 PARTS = 4;             // of the columns, with sums of their own, at most
 const i64 VALUES = WIDE * WIDE;  // of a square
 i64 squares(i64 n) { return (n + WIDE - 1) / WIDE; }
@@ -52,28 +49,26 @@ INLINE __m512 rounded(__m512 x) { return lower(narrow(x, x)); }
 // ---- symmetric matrices: of 32×32 blocks of float32 there are those on and below the diagonal, [i(i+1)/2 + j] ----
 
 i64 triangle(i64 rows) { return rows * (rows + 1) / 2; }
-
-template <class F> void through_triangle(i64 first, i64 last, F work) {  // work(block, i, j)
-    i64 i = 0;
-    while (triangle(i + 1) <= first) i++;
-    for (i64 block = first, j = first - triangle(i); block < last; block++) {
-        work(block, i, j);
-        if (++j > i) i++, j = 0;
-    }
+i64 row_of(i64 block) {
+    i64 i = i64(std::sqrt(2.0 * double(block)));
+    while (triangle(i + 1) <= block) i++;
+    while (triangle(i) > block) i--;
+    return i;
 }
 
-// Of the columns `begin` to `end` - 1, which are few enough to stay in the second cache: their part of the blocks of X·Xᵀ, the first part or
-// added to those before. A tile of them holds 16 rows and columns.
-void gram(const Matrix& x, i64 begin, i64 end, bool more, i64 first, i64 last, char* sums) {
-    through_triangle(first, last, [=, &x](i64 block, i64 i, i64 j) {
-        char* const to = sums + block * BLOCK;
-        more ? load<true>(to) : clear<true>();
-        for (i64 column = begin; column < end; column++) {
-            const char *const rows = x.square(i, column), *const others = x.other(j, column);
-            multiply<true, false, true>(rows, rows + TILE, others, others + TILE);
+// Of the columns `begin` to `end` - 1 of x: their part of the blocks of X·Xᵀ in rows `first` to `last` - 1 and columns from `left` to
+// `right` - 1, the first part or added to those before. A tile of them holds 16 rows and columns.
+void gram(const Matrix& x, i64 begin, i64 end, bool more, i64 first, i64 last, i64 left, i64 right, char* sums) {
+    for (i64 i = first; i < last; i++)
+        for (i64 j = left; j < std::min(right, i + 1); j++) {
+            char* const to = sums + (triangle(i) + j) * BLOCK;
+            more ? load<true>(to) : clear<true>();
+            for (i64 column = begin; column < end; column++) {
+                const char *const rows = x.square(i, column), *const others = x.other(j, column);
+                multiply<true, false, true>(rows, rows + TILE, others, others + TILE);
+            }
+            store<true>(to);
         }
-        store<true>(to);
-    });
 }
 
 // A block as the square (i, j) of a symmetric matrix, and as the square (j, i).
@@ -211,44 +206,45 @@ void pairs(const Matrix& x, i64 column, char* to) {
     }
 }
 
-// A column of squares of a·X + P·X goes to done(square, row, columns 0 to 15, columns 16 to 31), row by row between the products of the next
-// square, as the unit has not made a square when that begins.
-template <class F> void apply(const Matrix& p, const Matrix& x, i64 column, float a, char* room, F done) {
-    pairs(x, column, room);
+// Columns of squares of a·X + P·X, `first` to `behind` - 1, go to done(square's row, its column, row, columns 0 to 15, columns 16 to 31), row
+// by row between the products of the next square, as the unit has not made a square when that begins.
+template <class F> void apply(const Matrix& p, const Matrix& x, i64 first, i64 behind, float a, char* room, F done) {
+    const i64 n = x.rows, due = (WIDE + n - 1) / n;  // due: rows after each product
+    for (i64 column = first; column < behind; column++) pairs(x, column, room + (column - first) * n * SQUARE);
     alignas(64) float sums[2][VALUES];
     const __m512 factor = _mm512_set1_ps(a);
-    const i64 due = (WIDE + x.rows - 1) / x.rows;  // rows after each product
-    for (i64 i = 0; i <= x.rows; i++) {
-        const float* const made = sums[(i + 1) % 2];
-        i64 row = i > 0 ? 0 : WIDE;
-        const auto write = [&](i64 behind) {
-            const char* const before = x.square(i - 1, column);
-            for (; row < std::min(behind, WIDE); row++) {
-                const float* const sum = made + row / ROWS * (VALUES / 2) + row % ROWS * ROWS;
-                const __m512i words = _mm512_load_si512(before + row * LINE);
-                __builtin_prefetch(before + SQUARE + row * LINE);  // the next column's
-                done(i - 1, row, factor * lower(words) + _mm512_load_ps(sum), factor * upper(words) + _mm512_load_ps(sum + VALUES / 4));
+    i64 i = 0, column = 0, row = WIDE, turn = 0;  // of the square that is being written, and how many rows of it are
+    const auto write = [&](i64 until) {
+        const float* const made = sums[!turn];
+        const char* const before = x.square(i, column);
+        for (; row < std::min(until, WIDE); row++) {
+            const float* const sum = made + row / ROWS * (VALUES / 2) + row % ROWS * ROWS;
+            const __m512i words = _mm512_load_si512(before + row * LINE);
+            __builtin_prefetch(before + (behind - first) * SQUARE + row * LINE);  // of the next columns
+            done(i, column, row, factor * lower(words) + _mm512_load_ps(sum), factor * upper(words) + _mm512_load_ps(sum + VALUES / 4));
+        }
+    };
+    for (i64 next = 0; next < n; next++)
+        for (i64 there = first; there < behind; there++) {
+            const char *const rows = p.square(next, 0), *const columns = room + (there - first) * n * SQUARE;
+            clear<true>();
+            for (i64 k = 0; k < n * SQUARE; k += SQUARE) {
+                multiply<true, true>(rows + k, rows + k + TILE, columns + k, columns + k + TILE);
+                write(row + due);
             }
-        };
-        if (i == x.rows) {
-            write(WIDE);
-            return;
+            store<true>(reinterpret_cast<char*>(sums[turn]));
+            written();
+            i = next, column = there, row = 0, turn = !turn;
         }
-        clear<true>();
-        const char* const rows = p.square(i, 0);
-        for (i64 k = 0; k < x.rows; k++) {
-            multiply<true, true>(rows + k * SQUARE, rows + k * SQUARE + TILE, room + k * SQUARE, room + k * SQUARE + TILE);
-            write(row + due);
-        }
-        store<true>(reinterpret_cast<char*>(sums[i % 2]));
-        written();
-    }
+    write(WIDE);
 }
 
+// Columns that are multiplied by P at a time: more than one where P does not stay in the second cache.
+i64 few_of(i64 rows) { return rows > 16 ? 6 : 1; }
 i64 parts_of(i64 columns) { return std::max<i64>(1, std::min(PARTS, columns / NEAR)); }
 
 i64 bytes_of(i64 rows, i64 columns, int threads) {
-    return SQUARE * rows * (columns + 3 * rows + threads * (1 + NEAR)) + BLOCK * triangle(rows) * (parts_of(columns) + 1);
+    return SQUARE * rows * (columns + 3 * rows + threads * (few_of(rows) + NEAR)) + BLOCK * triangle(rows) * (parts_of(columns) + 1);
 }
 
 }  // namespace
@@ -272,7 +268,8 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
     room += 2 * a.bytes();
     const Matrix p{n, n, room, nullptr, 0};
     room += p.bytes();
-    const i64 parts = parts_of(m);
+    const i64 parts = parts_of(m), few = few_of(n), side = std::max<i64>(2, std::min<i64>(8, n / 4)), groups = (n + side - 1) / side;
+    // A² is made in groups of so many rows and columns, which stay in the second cache
     char* const sums = room;
     room += parts * blocks * BLOCK;
     char* const squared = room;
@@ -284,8 +281,8 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
 #pragma omp parallel num_threads(threads)
     {
         const Unit unit;
-        char* const mine = room + omp_get_thread_num() * n * (1 + NEAR) * SQUARE;
-        const Matrix here{n, m, x.values, mine + n * SQUARE, NEAR};
+        char* const mine = room + omp_get_thread_num() * n * (few + NEAR) * SQUARE;
+        const Matrix here{n, m, x.values, mine + few * n * SQUARE, NEAR};
         // X·Xᵀ in so many parts: each is made by one thread, whatever others do, so that sums are the same each time. make(column): of x
         const auto products = [=](auto make) {
 #pragma omp for schedule(dynamic)
@@ -293,14 +290,17 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
                 const i64 first = m * part / parts, last = m * (part + 1) / parts;
                 for (i64 some = first; some < last; some += NEAR) {
                     const i64 behind = std::min(some + NEAR, last);
-                    for (i64 column = some; column < behind; column++) make(column);
-                    gram(here, some, behind, some > first, 0, blocks, sums + part * blocks * BLOCK);
+                    for (i64 column = some; column < behind; column += few) make(column, std::min(column + few, behind));
+                    gram(here, some, behind, some > first, 0, n, 0, n, sums + part * blocks * BLOCK);
                 }
             }
         };
         const auto each = [=](auto work) {  // work(block, i, j)
 #pragma omp for schedule(dynamic)
-            for (i64 i = 0; i < n; i++) through_triangle(triangle(i), triangle(i + 1), work);
+            for (i64 block = 0; block < blocks; block++) {
+                const i64 i = row_of(block);
+                work(block, i, block - triangle(i));
+            }
         };
 
 #pragma omp for schedule(dynamic)
@@ -311,8 +311,9 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
             for (double length : lengths) sum += length;
             factor = float(1 / std::max(safety * std::sqrt(sum), least));
         }
-        products([=](i64 column) {
-            for (i64 i = 0; i < n; i++) scale(here, i, column, factor), here.turn(i, column);
+        products([=](i64 first, i64 behind) {
+            for (i64 column = first; column < behind; column++)
+                for (i64 i = 0; i < n; i++) scale(here, i, column, factor), here.turn(i, column);
         });
 
         for (i64 k = 0; k < iterations; k++) {
@@ -327,10 +328,11 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
                 for (i64 v = 0; v < VALUES; v += ROWS) _mm512_store_ps(sum + v, rounded(_mm512_load_ps(sum + v)));
                 put(sum, a, i, j, true);
             });
-            const i64 groups = std::min<i64>(blocks, 2 * threads);
 #pragma omp for schedule(dynamic)
-            for (i64 group = 0; group < groups; group++)
-                gram(a, 0, n, false, blocks * group / groups, blocks * (group + 1) / groups, squared);
+            for (i64 group = 0; group < groups * groups; group++) {
+                const i64 i = group / groups * side, j = group % groups * side;
+                gram(a, 0, n, false, i, std::min(i + side, n), j, std::min(j + side, n), squared);
+            }
             each([=](i64 block, i64 i, i64 j) {
                 const float* const once = reinterpret_cast<const float*>(sums + block * BLOCK);
                 float* const sum = reinterpret_cast<float*>(squared + block * BLOCK);
@@ -338,8 +340,8 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
                 put(sum, p, i, j, false);
             });
             if (k < iterations - 1) {
-                products([=](i64 column) {
-                    apply(p, x, column, first, mine, [=](i64 i, i64 row, __m512 low, __m512 high) {
+                products([=](i64 begin, i64 behind) {
+                    apply(p, x, begin, behind, first, mine, [=](i64 i, i64 column, i64 row, __m512 low, __m512 high) {
                         _mm512_store_si512(here.square(i, column) + row * LINE, narrow(low, high));
                         if (row % ROWS == ROWS - 1) here.turn(i, column, row / ROWS);
                     });
@@ -347,9 +349,9 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
                 continue;
             }
 #pragma omp for schedule(dynamic)
-            for (i64 column = 0; column < m; column++) {
+            for (i64 begin = 0; begin < m; begin += few) {
                 Square made;
-                apply(p, x, column, first, mine, [&](i64 i, i64 row, __m512 low, __m512 high) {
+                apply(p, x, begin, std::min(begin + few, m), first, mine, [&](i64 i, i64 column, i64 row, __m512 low, __m512 high) {
                     _mm512_store_ps(made.values + row * WIDE, low), _mm512_store_ps(made.values + row * WIDE + ROWS, high);
                     if (row == WIDE - 1) end(w, step, made, i, column);
                 });
