@@ -23,7 +23,7 @@ from spiketrain.evaluate import evaluate
 
 CLOSE = 1e-9
 """Of the logits in float64, relative to the largest."""
-LEFT_OUT = ("reference", "fp32 NHWC", "bf16 NCHW", "eager", "batch B,")
+LEFT_OUT = ("CUDA graphs", "reference", "fp32 NHWC", "bf16 NCHW", "eager", "batch B,")
 """Words in labels of sides that are none of those asked for here: ours in fp32 is put in again."""
 
 

@@ -11,7 +11,7 @@ from common import device
 from networks import NETWORKS, Network, Parts
 from torch import Tensor, nn
 
-from spiketrain import assemble, models, recipes
+from spiketrain import assemble, graphs, models, recipes
 from spiketrain.functional import widen
 from spiketrain.models.convnet import averaging
 from spiketrain.optimizers import in_order_of_memory
@@ -51,6 +51,11 @@ def recipe(network: Network, steps: int, **changes: object) -> Recipe:
 def ours(**changes: object) -> Callable[[Network, int], nn.Module]:
     """Builds our network by the recipe with these changes."""
     return lambda network, steps: assemble.network_from(recipe(network, steps, **changes), network.sample[0], networks.CLASSES)
+
+
+def replayed(network: Network, steps: int) -> nn.Module:
+    """Ours in bfloat16 as CUDA graphs (`train --graph`)."""
+    return graphs.Replayed(ours()(network, steps), True)  # type: ignore[arg-type]
 
 
 def spikingjelly(layout: torch.memory_format, compiled: bool = False, whole: bool = False) -> Callable[[Network, int], nn.Module]:
@@ -102,6 +107,7 @@ def sides(steps: int, whole: bool = False) -> list[Side]:
     """Everyone whose library is here, ours first."""
     everyone = [
         *(Side("ours", "", ours(), bf16) for bf16 in (True, False)),
+        *([Side("ours, CUDA graphs", "", replayed, True)] if device().type == "cuda" else []),
         *(Side("ours, reference kernel", "", ours(kernel="reference"), bf16) for bf16 in (True, False)),
         Side("SpikingJelly, default", "spikingjelly", spikingjelly(NCHW), False, NCHW),
         Side("SpikingJelly, neurons compiled", "spikingjelly", spikingjelly(NHWC, True), False),

@@ -127,6 +127,7 @@ def _train(options: argparse.Namespace) -> int:
         tensorboard=options.tensorboard,
         checkpoint_every=options.checkpoint_every,
         skip_bad_steps=options.skip_bad_steps,
+        graph=options.graph,
         quiet=options.quiet,
     )
     if processes.leads():
@@ -274,6 +275,7 @@ def _parser() -> Parser:
     every = "write a checkpoint after every N epochs, or every so much time (90s, 5m, 1h) and epoch (default: 1)"
     train.add_argument("--checkpoint-every", default="1", metavar="N|TIME", help=every)
     train.add_argument("--skip-bad-steps", action="store_true", help="leave out steps whose loss is not finite, where a run else stops")
+    train.add_argument("--graph", action="store_true", help="on a GPU: replay forward and backward passes as CUDA graphs")
     train.add_argument("--download", action="store_true", help="fetch the data set if it is absent")
     train.add_argument("--tensorboard", metavar="DIR", help="write logs for TensorBoard there")
     train.add_argument("--analyze", action="store_true", help="then look inside the network, as `spiketrain analyze` does")

@@ -40,7 +40,7 @@ def _by_the_unit(optimizer: Muon) -> None:
             (weight, weight.grad, group)
             for group in optimizer.param_groups
             if group["ns_coefficients"] == "quintic" and group["conv_mode"] == "flatten"
-            if not group.get("scale_eps") and not group.get("capturable")
+            if group["ns_steps"] > 0 and not group.get("scale_eps") and not group.get("capturable")
             for weight in group["params"]
             if weight.is_cpu and weight.dtype is torch.float32 and weight.grad is not None
             if optimizer.state[weight].keys() == {"use_muon", "momentum_buffer"}

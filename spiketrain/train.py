@@ -13,7 +13,7 @@ import torch
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from spiketrain import checkpoint, faults, folders, models, processes, record
+from spiketrain import checkpoint, faults, folders, graphs, models, processes, record
 from spiketrain.assemble import (
     build_network,
     choose_device,
@@ -52,6 +52,7 @@ def train(
     tensorboard: str | Path | None = None,
     checkpoint_every: str = "1",
     skip_bad_steps: bool = False,
+    graph: bool = False,
     quiet: bool = False,
 ) -> Record:
     """Trains a network by a recipe and returns the record of it, which lies in a new folder under `output`.
@@ -60,13 +61,16 @@ def train(
     "cuda:1"; resume: a run's folder, which is then continued to the same numbers as if it had never stopped; into: the
     run's own folder instead of a new one, continued if it has been begun, done if it has the record; download: fetch data that
     are absent; tensorboard: folder for its logs; checkpoint_every: so many epochs, or a time such as "5m"; skip_bad_steps: leave out
-    a step whose loss is not finite, where the run would else stop. Raises `UserError` where something that the user named is wrong,
-    before anything is trained, and `Stopped` when a signal has stopped it.
+    a step whose loss is not finite, where the run would else stop; graph: replay the network's passes as CUDA graphs
+    (`graphs.Replayed`). Raises `UserError` where something that the user named is wrong, before anything is trained, and `Stopped` when
+    a signal has stopped it.
 
     Under torchrun, all processes train one network: batches are of all of them together, and process 0 alone writes.
     """
     every, source = Every.parse(checkpoint_every), record.commit()  # what is running, whatever is edited meanwhile
     with processes.join(choose_device(device)) as where:
+        if graph:
+            graphs.check(where, processes.world(), recipe.accumulate)
         ways = [Path(p) if p else None for p in (resume, into)]
         place = processes.first_does(lambda: folders.find(recipe, Path(output), *ways))
         if place.record:
@@ -95,7 +99,7 @@ def train(
             display.say(f"warm-up and compilation: {warm:.1f} s (not counted as training)")
             if not place.checkpoint:
                 state.save(folder)
-            spread = processes.spread(network, where)
+            spread = graphs.Replayed(network, bf16) if graph else processes.spread(network, where)
             result = None
             with Signals(patient=processes.launched()) as signals:
                 while state.epoch < recipe.epochs:

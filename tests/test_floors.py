@@ -36,6 +36,7 @@ ALLOWED = {
     "faults": {"functional", "processes"},
     "folders": {"errors", "checkpoint", "processes", "recipes", "record"},
     "state": {"errors", "checkpoint", "data", "faults", "models", "processes", "progress", "recipes"},
+    "graphs": {"errors", "models"},
     "initial": {"errors", "models"},
     "unroll": {"errors", "models", "neurons", "saving"},
     "optimizers": {"kernels"},
@@ -48,8 +49,8 @@ ALLOWED = {
     "analyze": {"corrupt", "functional", "operations", "evaluate", "neurons", "objective", "record", "trained"},
     "bench": {"errors", "files", "assemble", "models", "recipes", "record", "report"},
     "train": {
-        "errors", "data", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble", "faults", "folders",
-        "processes", "signals", "state",
+        "errors", "data", "graphs", "models", "objective", "recipes", "record", "progress", "checkpoint", "evaluate", "assemble", "faults",
+        "folders", "processes", "signals", "state",
     },
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -20,7 +20,6 @@ const i64 LARGE = i64(16) << 20;                         // bytes of a result th
 
 // The first `many` of 32 values, and zeros.
 INLINE __m512i first_of(i64 many, const bf16* from) { return _mm512_maskz_loadu_epi16((1u << many) - 1, from); }
-INLINE __mmask16 lanes(i64 many) { return __mmask16((1u << std::max<i64>(0, std::min(ROWS, many))) - 1); }  // the first so many of sixteen
 
 // ---- what x is: a pixel of it gives 32 channels as bfloat16, from any on that is a multiple of 32; those that are none are zeros ----
 

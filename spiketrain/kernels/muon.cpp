@@ -43,7 +43,6 @@ struct Matrix {
 INLINE __m512 lower(__m512i words) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(words)), 16); }
 INLINE __m512 upper(__m512i words) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1)), 16); }
 INLINE __m512i narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
 INLINE __m512 rounded(__m512 x) { return lower(narrow(x, x)); }
 
 // ---- symmetric matrices: of 32×32 blocks of float32 there are those on and below the diagonal, [i(i+1)/2 + j] ----
@@ -97,9 +96,6 @@ void put(const float* block, const Matrix& to, i64 i, i64 j, bool turned) {
 }
 
 // ---- a weight, its gradient and momentum: [rows,columns], no more rows than columns, of these strides, of which one is 1 ----
-
-// Of sixteen lanes the first so many.
-INLINE __mmask16 lanes(i64 many) { return __mmask16((1u << std::max<i64>(0, std::min(ROWS, many))) - 1); }
 
 struct Weight {
     float* weight;
@@ -256,7 +252,7 @@ i64 muon_room(i64 rows, i64 columns, int threads) {
     return bytes_of(squares(std::min(rows, columns)), squares(std::max(rows, columns)), threads);
 }
 
-// weight, grad, buffer: [rows,columns], dense. coefficients: [iterations,3]. room: so many bytes, at a multiple of 64.
+// weight, grad, buffer: [rows,columns], dense. coefficients: [iterations,3], of one iteration or more. room: so many bytes, at a multiple of 64.
 void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 columns, double momentum, int nesterov, double safety,
                double least, const double* coefficients, i64 iterations, double decay, double rate, char* room, int threads) {
     const bool tall = rows > columns;
@@ -268,8 +264,9 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
     room += 2 * a.bytes();
     const Matrix p{n, n, room, nullptr, 0};
     room += p.bytes();
-    const i64 parts = parts_of(m), few = few_of(n), side = std::max<i64>(2, std::min<i64>(8, n / 4)), groups = (n + side - 1) / side;
+    const i64 parts = parts_of(m), few = few_of(n);
     // A² is made in groups of so many rows and columns, which stay in the second cache
+    const i64 side = std::max<i64>(2, std::min<i64>(8, n / 4)), groups = (n + side - 1) / side;
     char* const sums = room;
     room += parts * blocks * BLOCK;
     char* const squared = room;
@@ -283,7 +280,7 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
         const Unit unit;
         char* const mine = room + omp_get_thread_num() * n * (few + NEAR) * SQUARE;
         const Matrix here{n, m, x.values, mine + few * n * SQUARE, NEAR};
-        // X·Xᵀ in so many parts: each is made by one thread, whatever others do, so that sums are the same each time. make(column): of x
+        // make(first, behind) makes columns of X. X·Xᵀ in so many parts, each by one thread, whatever others do: sums are the same each time
         const auto products = [=](auto make) {
 #pragma omp for schedule(dynamic)
             for (i64 part = 0; part < parts; part++) {

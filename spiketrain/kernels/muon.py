@@ -49,7 +49,8 @@ def step(
 ) -> None:  # fmt: skip
     """Updates weight and momentum, `[rows,...]` of float32, dense and in one order of memory, which is that of the columns.
 
-    coefficients: a, b and c of each time; decay: 1 − lr·decay; rate: lr·scale. The same to the bit whatever the number of threads.
+    coefficients: a, b and c of each time, at least once; decay: 1 − lr·decay; rate: lr·scale. The same to the bit whatever the number of
+    threads.
     """
     library = _library()
     assert library is not None and weight.is_contiguous() and grad.is_contiguous() and momentum_buffer.is_contiguous()
