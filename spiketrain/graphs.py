@@ -40,7 +40,7 @@ class Replayed(nn.Module):
         self._last: object = None
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self._way(x)(x) if self.training and torch.is_grad_enabled() else self.network(x)
+        found: Tensor = self._way(x)(x) if self.network.training and torch.is_grad_enabled() else self.network(x)
         return found
 
     def _way(self, x: Tensor) -> nn.Module:
@@ -55,7 +55,7 @@ class Replayed(nn.Module):
         kept = [b.clone() for b in self.network.buffers()]
         autocast = torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
         try:
-            with torch.random.fork_rng([x.device] if x.is_cuda else []), autocast:
+            with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.cuda.device(x.device if x.is_cuda else -1), autocast:
                 graph = torch.cuda.make_graphed_callables(_Shell(self.network).train(), (x.clone(),), allow_unused_input=True)
         except RuntimeError as error:
             said = str(error).split("\n")[0]
