@@ -221,7 +221,7 @@ class Cut {
     i64 tiles, parts, images;             // tiles of an image's rows; patches of an image; groups of images
 
     Cut(const Convolution& it, int threads)
-        : it(it), all(taps_of(it.phases)), deep((it.C + WIDE - 1) / WIDE), panels(it.K / WIDE), rows(it.rows), depth(deep) {
+        : it(it), all(taps_of(it.phases)), deep(wides(it.C)), panels(it.K / WIDE), rows(it.rows), depth(deep) {
         const auto bytes = [&] { return lines_for(rows) * LINE * depth; };
         while (rows > 1 && rows * it.columns > 2 * ENOUGH && bytes() > PATCH) rows = (rows + 1) / 2;
         const i64 wanted = std::max<i64>(1, ENOUGH / (rows * it.columns));
@@ -740,7 +740,7 @@ struct Shares {
     const i64 deep, panels, size;  // size: bytes of all sums
     i64 parts = 1, slices = 1;     // of images, each with its sums; of the channels of x
     Shares(i64 images, i64 C, i64 K, int taps, int threads) 
-        : deep((C + WIDE - 1) / WIDE), panels(K / WIDE), size(deep * panels * taps * BLOCK) {
+        : deep(wides(C)), panels(K / WIDE), size(deep * panels * taps * BLOCK) {
         while (parts < 8 && 2 * parts * size <= SUMS && 2 * parts <= images) parts *= 2;
         while (parts * slices < 2 * threads && deep % (2 * slices) == 0 && (parts * slices < threads || deep / slices > 8)) slices *= 2;
     }

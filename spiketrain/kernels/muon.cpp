@@ -18,7 +18,6 @@ const i64 SQUARE = 2 * TILE;
 const i64 NEAR = 12;             // columns of squares that are made and multiplied before the next ones: they stay in the second cache
 const i64 PARTS = 4;             // of the columns, with sums of their own, at most
 const i64 VALUES = WIDE * WIDE;  // of a square
-i64 squares(i64 n) { return (n + WIDE - 1) / WIDE; }
 
 struct Matrix {
     i64 rows, columns;  // in squares
@@ -48,12 +47,6 @@ INLINE __m512 rounded(__m512 x) { return lower(narrow(x, x)); }
 // ---- symmetric matrices: of 32×32 blocks of float32 there are those on and below the diagonal, [i(i+1)/2 + j] ----
 
 i64 triangle(i64 rows) { return rows * (rows + 1) / 2; }
-i64 row_of(i64 block) {
-    i64 i = i64(std::sqrt(2.0 * double(block)));
-    while (triangle(i + 1) <= block) i++;
-    while (triangle(i) > block) i--;
-    return i;
-}
 
 // Of the columns `begin` to `end` - 1 of x: their part of the blocks of X·Xᵀ in rows `first` to `last` - 1 and columns from `left` to
 // `right` - 1, the first part or added to those before. A tile of them holds 16 rows and columns.
@@ -249,7 +242,7 @@ extern "C" {
 
 // Bytes of room that muon_step needs.
 i64 muon_room(i64 rows, i64 columns, int threads) {
-    return bytes_of(squares(std::min(rows, columns)), squares(std::max(rows, columns)), threads);
+    return bytes_of(wides(std::min(rows, columns)), wides(std::max(rows, columns)), threads);
 }
 
 // weight, grad, buffer: [rows,columns], dense. coefficients: [iterations,3], of one iteration or more. room: so many bytes, at a multiple of 64.
@@ -257,7 +250,7 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
                double least, const double* coefficients, i64 iterations, double decay, double rate, char* room, int threads) {
     const bool tall = rows > columns;
     const Weight w{weight, grad, buffer, tall ? columns : rows, tall ? rows : columns, tall ? 1 : columns, tall ? columns : 1};
-    const i64 n = squares(w.rows), m = squares(w.columns), blocks = triangle(n);
+    const i64 n = wides(w.rows), m = wides(w.columns), blocks = triangle(n);
     const Matrix x{n, m, room, nullptr, NEAR};
     room += x.bytes();
     const Matrix a{n, n, room, room + n * n * SQUARE, n};
@@ -294,10 +287,8 @@ void muon_step(float* weight, const float* grad, float* buffer, i64 rows, i64 co
         };
         const auto each = [=](auto work) {  // work(block, i, j)
 #pragma omp for schedule(dynamic)
-            for (i64 block = 0; block < blocks; block++) {
-                const i64 i = row_of(block);
-                work(block, i, block - triangle(i));
-            }
+            for (i64 k = 0; k < n * n; k++)
+                if (k % n <= k / n) work(triangle(k / n) + k % n, k / n, k % n);
         };
 
 #pragma omp for schedule(dynamic)

@@ -94,6 +94,7 @@ INLINE void multiply(const char* rows, const char* more, const char* columns, co
 }
 #undef TAKE
 
+inline i64 wides(i64 n) { return (n + WIDE - 1) / WIDE; }  // so many times WIDE are n or more
 INLINE __mmask16 lanes(i64 many) { return __mmask16((1u << std::max<i64>(0, std::min(ROWS, many))) - 1); }  // the first so many of sixteen
 INLINE __m512i line(const bf16* from) { return _mm512_loadu_si512(from); }
 
